@@ -1,0 +1,33 @@
+# Every command of the project; each does what it needs first. `make` alone lists them.
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint demo lock
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+setup: ## install everything that a gateway needs (CELLBLOCK_PREFIX=/srv/cellblock for the kernels)
+	@scripts/setup
+
+run: ## set up and start a gateway (HOST=127.0.0.1 PORT=8888 STATE=directory)
+	@scripts/run
+
+test: ## set up and run all tests (ARGS="-k name" for pytest)
+	@scripts/setup --test
+	@$(PYTHON) -m pytest $(ARGS)
+
+lint: ## set up and check style, types, layers and spelling
+	@scripts/setup --lint
+	.venv/bin/ruff check gateway tests scripts
+	.venv/bin/ruff format --check gateway tests scripts
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/codespell
+
+demo: ## run the example notebooks through a gateway of their own
+	@scripts/demo
+
+lock: ## pin all requirements afresh, by pip's resolver
+	@scripts/setup
+	@$(PYTHON) scripts/lock.py

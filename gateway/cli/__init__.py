@@ -1,0 +1,31 @@
+"""The `cellblock` command: one module for each family of commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from gateway.cli import kernels, keys, run, serve
+from gateway.errors import GatewayError
+
+app = typer.Typer(
+    name="cellblock",
+    help="Run code that nobody should trust in Jupyter kernels, each in its own firejail cell.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("serve")(serve.serve)
+app.command("run")(run.run)
+app.add_typer(kernels.app, name="kernels")
+app.add_typer(keys.app, name="keys")
+
+
+def main() -> None:
+    """Run the command line; what goes wrong is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except GatewayError as error:
+        print(f"cellblock: {error.message}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None

@@ -1,0 +1,74 @@
+"""Where the gateway is and with which key: the options that every client command shares."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.errors import ConfigurationError
+
+DEFAULT_URL = "http://127.0.0.1:8888"
+KEY_VARIABLE = "CELLBLOCK_KEY"
+MAX_KEY_BYTES = 4096
+
+UrlOption = Annotated[
+    str, typer.Option("--url", envvar="CELLBLOCK_URL", metavar="URL", help="Where the gateway listens.")
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help=f"File with the API key; otherwise ${KEY_VARIABLE}, then ~/.config/cellblock/key.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def default_key_file() -> Path:
+    """Return where a user's own key lies."""
+    return Path.home() / ".config" / "cellblock" / "key"
+
+
+def api_key(key_file: Path | None) -> str:
+    """Return the API key: of the file named, of the environment, or of the user's own key file.
+
+    A key is never taken from argv, where every user of the machine could read it.
+
+    Raises:
+        ConfigurationError: there is no key, it cannot be read, or others can read the user's own key file.
+    """
+    if key_file is not None:
+        return _checked(_read(key_file), str(key_file))
+    if KEY_VARIABLE in os.environ:
+        return _checked(os.environ[KEY_VARIABLE], KEY_VARIABLE)
+    own = default_key_file()
+    if not own.exists():
+        raise ConfigurationError(
+            f"No API key: set {KEY_VARIABLE}, give --key-file FILE, or write the key to {own} (mode 0600)."
+        )
+    if own.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigurationError(f"Others may read the key file {own}: run chmod 600 {own}.")
+    return _checked(_read(own), str(own))
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_KEY_BYTES).decode("ascii")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"The file {path} does not hold an API key.") from None
+    except OSError as error:
+        raise ConfigurationError(f"The key file {path} cannot be read: {error.strerror}.") from error
+
+
+def _checked(text: str, source: str) -> str:
+    key = text.strip()
+    # It becomes an HTTP header: one word of visible ASCII, or nothing is sent.
+    if not key or not all("!" <= character <= "~" for character in key):
+        raise ConfigurationError(f"{source} does not hold an API key.")
+    return key

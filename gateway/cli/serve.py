@@ -1,0 +1,86 @@
+"""`cellblock serve`: become the service user, with a warden at hand, and serve."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gateway import settings as configuration
+from gateway.errors import ConfigurationError
+
+HostOption = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to bind.")]
+PortOption = Annotated[
+    int | None, typer.Option("--port", metavar="PORT", help="Port to bind; 0 takes a free one.")
+]
+StateDirOption = Annotated[
+    Path | None, typer.Option("--state-dir", metavar="DIR", help="Everything that this gateway keeps.")
+]
+ConfigOption = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, as TOML.")]
+NoKeepOption = Annotated[
+    bool,
+    typer.Option("--no-keep", help="End all kernels with the gateway, instead of leaving them to the next."),
+]
+PrintConfigOption = Annotated[
+    bool, typer.Option("--print-config", help="Print the settings in force, as TOML, and leave.")
+]
+
+
+def serve(
+    host: HostOption = None,
+    port: PortOption = None,
+    state_dir: StateDirOption = None,
+    config: ConfigOption = None,
+    no_keep: NoKeepOption = False,
+    print_config: PrintConfigOption = False,
+) -> None:
+    """Serve kernels in cells over REST and WebSocket until SIGTERM or Ctrl-C.
+
+    Every setting has a variable too, like CELLBLOCK_SERVER__PORT, and a place in the TOML file.
+    """
+    given: dict[str, Any] = {"server": {k: v for k, v in (("host", host), ("port", port)) if v is not None}}
+    if state_dir is not None:
+        given["state_dir"] = state_dir.absolute()
+    settings = configuration.load(config, **given)
+    if print_config:
+        typer.echo(configuration.as_toml(settings), nl=False)
+        return
+
+    from gateway.app import serve as serve_gateway  # noqa: PLC0415 - slow to import, and only needed here
+    from gateway.privilege import as_service_user, prepare_state  # noqa: PLC0415
+    from gateway.sandbox import daemon  # noqa: PLC0415
+    from gateway.telemetry import configure_logging  # noqa: PLC0415
+
+    privileged = os.geteuid() == 0
+    listener = bind(settings.server.host, settings.server.port)
+    prepare_state(settings)
+    daemon.hold(
+        settings.state_dir / "lock",
+        f"Another gateway serves {settings.state_dir}: choose another --state-dir.",
+    )
+    daemon.ensure(settings)
+    as_service_user(settings)
+    configure_logging(settings.log)
+    asyncio.run(serve_gateway(settings, listener, keep=not no_keep, privileged=privileged))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind the gateway's address. Raises ConfigurationError, in a sentence."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(512)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"Port {port} on {host} is taken: choose another with --port."
+            ) from error
+        raise ConfigurationError(f"{host} port {port} cannot be bound: {error.strerror}.") from error
+    return listener

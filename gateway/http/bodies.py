@@ -1,0 +1,55 @@
+"""Reads JSON bodies with the tolerance that Jupyter's clients need, and no more."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import orjson
+from aiohttp import hdrs, web
+from pydantic import BaseModel, ValidationError
+
+from gateway.errors import BadRequest, PayloadTooLarge
+
+M = TypeVar("M", bound=BaseModel)
+
+
+async def read_object(request: web.Request) -> dict[str, Any] | None:
+    """Return the body's JSON object, or None for an empty body or `null`; the Content-Type does not matter.
+
+    Nesting is bounded by the parser (orjson refuses more than 1024 levels), size by the application.
+
+    Raises BadRequest when the body is no JSON object, PayloadTooLarge past `server.max_body_bytes`.
+    """
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise BadRequest("Compressed bodies are not taken.", reason="content_encoding")
+    try:
+        raw = await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise PayloadTooLarge(
+            f"The body is larger than {request.client_max_size} bytes (server.max_body_bytes)."
+        ) from error
+    except web.RequestPayloadError as error:
+        raise BadRequest("The body does not arrive as its headers say.") from error
+    if not raw.strip():
+        return None
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest("Invalid JSON in body of request", reason=str(error)) from error
+    if body is None or isinstance(body, dict):
+        return body
+    raise BadRequest("Invalid JSON in body of request", reason="The body must be a JSON object.")
+
+
+async def read_model(request: web.Request, model: type[M]) -> M:
+    """Return the body as a model; an empty body is an empty object.
+
+    Raises what read_object does, and BadRequest naming the first field that is missing, unknown or wrong.
+    """
+    body = await read_object(request)
+    try:
+        return model.model_validate({} if body is None else body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BadRequest(f"The field {place} is wrong: {first['msg']}.", reason=place) from None

@@ -1,0 +1,59 @@
+"""The channels of a kernel over a WebSocket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from aiohttp import hdrs, web
+
+from gateway.errors import BadRequest
+from gateway.http.connection import Connection
+from gateway.http.context import context, principal
+from gateway.http.outbox import Outbox
+from gateway.models import Scope
+from gateway.protocol.websocket import V1, framing
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+async def channels(request: web.Request) -> web.WebSocketResponse:
+    """Upgrade to a WebSocket and move messages until it closes. What is refused, is refused before."""
+    ctx, who, server = context(request), principal(request), context(request).settings.server
+    handle = ctx.kernels.get(who, request.match_info["kernel_id"], scope=Scope.EXECUTE)
+    socket = web.WebSocketResponse(
+        protocols=(V1,),
+        heartbeat=server.ping_interval_s,
+        max_msg_size=server.max_frame_bytes,
+        compress=False,
+    )
+    negotiated = socket.can_prepare(request)
+    if not negotiated.ok:
+        raise BadRequest("This route speaks WebSocket (RFC 6455, version 13) only.")
+    outbox = Outbox(max_bytes=server.queue_bytes, max_messages=server.queue_messages, metrics=ctx.metrics)
+    connection = Connection(
+        socket,
+        cast("asyncio.Transport", request.transport),
+        principal=who,
+        handle=handle,
+        outbox=outbox,
+        framing=framing(negotiated.protocol),
+        text_only=_is_jupyter_server(request),
+        metrics=ctx.metrics,
+    )
+    session_id = request.query.get("session_id")
+    # Attached before the handshake is awaited: a kernel that ends meanwhile is noticed.
+    handle.attach(outbox)
+    try:
+        await socket.prepare(request)
+        with ctx.sockets.opened(connection, (handle.id, who.name, session_id) if session_id else None):
+            await connection.run()
+    finally:
+        handle.detach(outbox)
+    return socket
+
+
+def _is_jupyter_server(request: web.Request) -> bool:
+    """Tell whether a jupyter_server in gateway mode is the client: it takes text frames alone."""
+    agent = request.headers.get(hdrs.USER_AGENT, "")
+    return agent.startswith("Tornado/") and hdrs.SEC_WEBSOCKET_PROTOCOL not in request.headers

@@ -1,0 +1,171 @@
+"""One client's socket on one kernel: frames in, messages to the kernel, and the same way back."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import WSMsgType, web
+
+from gateway.errors import BadRequest, GatewayError
+from gateway.http.authored import NOT_SHOWN, hollow, note, refusal
+from gateway.http.outbox import INTERNAL_ERROR, Close, Outbox
+from gateway.protocol.messages import MalformedMessage, split_stream, wanted_timeout
+
+if TYPE_CHECKING:
+    from gateway.models import Message, Principal
+    from gateway.ports import KernelHandle
+    from gateway.protocol.websocket import Framing
+    from gateway.telemetry import Metrics
+
+# What clients ask of a kernel (Jupyter messaging 5.5); whatever else they send is not passed on.
+REQUESTS = frozenset(
+    {
+        "execute_request",
+        "complete_request",
+        "inspect_request",
+        "history_request",
+        "is_complete_request",
+        "kernel_info_request",
+        "comm_info_request",
+        "comm_open",
+        "comm_msg",
+        "comm_close",
+        "input_reply",
+        "interrupt_request",
+        "shutdown_request",
+        "debug_request",
+        "create_subshell_request",
+        "delete_subshell_request",
+        "list_subshell_request",
+        "usage_request",
+    }
+)
+INVALID_PAYLOAD = 1007
+MAX_REASON_BYTES = 120  # RFC 6455 allows 123
+FAIR_MESSAGES = 64  # written in one go, before others have their turn
+GRACE_S = 1.0  # for a client to take part in the closing
+# jupyter_server as a gateway's client dies of a binary frame and drops frames above tornado's 10 MiB.
+TEXT_ONLY_BYTES = (10 << 20) - (64 << 10)
+
+log = structlog.get_logger(__name__)
+
+
+class Connection:
+    """Moves messages between an upgraded WebSocket and a kernel until one of them ends."""
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        transport: asyncio.Transport,
+        *,
+        principal: Principal,
+        handle: KernelHandle,
+        outbox: Outbox,
+        framing: Framing,
+        text_only: bool,
+        metrics: Metrics,
+    ) -> None:
+        self._socket = socket
+        self._transport = transport
+        self._handle = handle
+        self._outbox = outbox
+        self._framing = framing
+        self._text_only = text_only
+        self._noted = False
+        self._dropped = metrics.dropped_messages
+        self.principal = principal
+
+    async def run(self) -> None:
+        """Serve the socket until either side closes it."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write())
+                await self._read()
+                if self._outbox.closing is not None:
+                    await asyncio.wait({writer}, timeout=GRACE_S)
+                writer.cancel()
+        except* Exception:
+            log.exception("socket_crashed", kernel=self._handle.id)
+            self._abort_soon()
+            await self._socket.close(code=INTERNAL_ERROR, message=b"The gateway failed; its log says more.")
+        finally:
+            self._abort_soon()
+            ours = self._outbox.closing
+            code = self._socket.close_code if ours is None else ours.code
+            log.info("socket_closed", kernel=self._handle.id, close_code=code, by_gateway=ours is not None)
+
+    def close(self, close: Close, *, flush: bool = False) -> None:
+        """Close the socket, after what is queued or at once; a client that does not help is cut off then."""
+        self._outbox.finish(close, flush=flush)
+        if not flush:
+            self._abort_soon()
+
+    async def _read(self) -> None:
+        async for frame in self._socket:
+            if frame.type not in {WSMsgType.TEXT, WSMsgType.BINARY}:
+                return
+            if self._outbox.closing is not None:
+                continue
+            try:
+                message = self._framing.decode(frame.data)
+            except MalformedMessage as error:
+                self._drop("malformed", error=str(error))
+                self.close(Close(INVALID_PAYLOAD, str(error)))
+                continue
+            self._forward(message)
+
+    def _forward(self, message: Message) -> None:
+        if message.channel == "iopub" or message.msg_type not in REQUESTS:
+            self._drop("not_allowed", channel=message.channel, msg_type=message.msg_type)
+            return
+        try:
+            self._handle.send(message, self._outbox, timeout_s=wanted_timeout(message))
+        except MalformedMessage as error:
+            for answer in refusal(message, BadRequest(str(error))):
+                self._outbox.deliver(answer)
+        except GatewayError as error:
+            for answer in refusal(message, error):
+                self._outbox.deliver(answer)
+
+    async def _write(self) -> None:
+        written = 0
+        with suppress(ConnectionError):
+            while (message := await self._outbox.next()) is not None:
+                for piece in split_stream(message):
+                    frame = self._encode(piece)
+                    if isinstance(frame, str):
+                        await self._socket.send_str(frame)
+                    elif frame is not None:
+                        await self._socket.send_bytes(frame)
+                    written += 1
+                    if written % FAIR_MESSAGES == 0:
+                        await asyncio.sleep(0)
+            close = self._outbox.closing
+            if close is not None:
+                await self._socket.close(code=close.code, message=close.reason.encode()[:MAX_REASON_BYTES])
+
+    def _encode(self, message: Message) -> bytes | str | None:
+        """Return a message's frame, or that of what stands for it; None when it was said before."""
+        if self._text_only and (message.buffers or message.size > TEXT_ONLY_BYTES):
+            self._drop("not_encodable", msg_type=message.msg_type, bytes=message.size)
+        else:
+            try:
+                return self._framing.encode(message)
+            except MalformedMessage as error:
+                self._drop("not_encodable", msg_type=message.msg_type, error=str(error))
+        if message.channel != "iopub":
+            return self._framing.encode(hollow(message))
+        if self._noted:
+            return None
+        self._noted = True
+        return self._framing.encode(note(message, NOT_SHOWN))
+
+    def _drop(self, reason: str, **facts: object) -> None:
+        self._dropped.labels(reason).inc()
+        log.warning("message_dropped", reason=reason, kernel=self._handle.id, **facts)
+
+    def _abort_soon(self) -> None:
+        asyncio.get_running_loop().call_later(GRACE_S, self._transport.abort)

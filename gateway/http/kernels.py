@@ -1,0 +1,58 @@
+"""Kernels over REST: list, start, look at, interrupt, restart, delete, and execute without a WebSocket."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.http.bodies import read_model
+from gateway.http.context import context, principal, reply
+from gateway.http.views import KernelCreate, KernelList
+from gateway.models import ExecuteRequest
+
+
+async def list_kernels(request: web.Request) -> web.Response:
+    """List the caller's kernels."""
+    handles = context(request).kernels.list(principal(request))
+    return reply(KernelList([handle.model() for handle in handles]))
+
+
+async def create_kernel(request: web.Request) -> web.Response:
+    """Start a kernel."""
+    wanted = await read_model(request, KernelCreate)
+    handle = await context(request).kernels.create(
+        principal(request), name=wanted.name, env=wanted.env, kernel_id=wanted.kernel_id
+    )
+    return reply(handle.model(), status=201, location=f"/api/kernels/{handle.id}")
+
+
+async def get_kernel(request: web.Request) -> web.Response:
+    """Show a kernel."""
+    handle = context(request).kernels.get(principal(request), request.match_info["kernel_id"])
+    return reply(handle.model())
+
+
+async def delete_kernel(request: web.Request) -> web.Response:
+    """End a kernel and everything that it started."""
+    await context(request).kernels.delete(principal(request), request.match_info["kernel_id"])
+    return web.Response(status=204)
+
+
+async def interrupt_kernel(request: web.Request) -> web.Response:
+    """Interrupt what a kernel runs."""
+    await context(request).kernels.interrupt(principal(request), request.match_info["kernel_id"])
+    return web.Response(status=204)
+
+
+async def restart_kernel(request: web.Request) -> web.Response:
+    """Start a kernel afresh under the same id."""
+    handle = await context(request).kernels.restart(principal(request), request.match_info["kernel_id"])
+    return reply(handle.model())
+
+
+async def execute(request: web.Request) -> web.Response:
+    """Execute code in a kernel and answer with everything that came of it."""
+    wanted = await read_model(request, ExecuteRequest)
+    result = await context(request).executions.run(
+        principal(request), request.match_info["kernel_id"], wanted
+    )
+    return reply(result)

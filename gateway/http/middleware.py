@@ -1,0 +1,140 @@
+"""What every request goes through: its id and log line, errors as JSON, origin, credential and ownership."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from uuid import uuid4
+
+import structlog
+from aiohttp import hdrs, web
+
+from gateway.auth import presented
+from gateway.errors import GatewayError, ShuttingDown, Unauthorized
+from gateway.http.access import Rule
+from gateway.http.context import CONTEXT, PRINCIPAL, REQUEST_ID, Context
+from gateway.http.origins import Origins
+from gateway.http.routes import CHANNELS, Route
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+ROUTE_OF = web.AppKey("ROUTE_OF", dict[web.AbstractRoute, Route])
+ORIGINS = web.AppKey("ORIGINS", Origins)
+GIVEN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+CODES = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+}
+POLICY = "default-src 'none'; frame-ancestors 'self'"
+
+log = structlog.get_logger(__name__)
+
+
+@web.middleware
+async def identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request an id, bind it into every log line, and write the access line: never the query."""
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if GIVEN_ID.fullmatch(given) else uuid4().hex
+    clock = request.app[CONTEXT].clock
+    began = clock.monotonic()
+    with structlog.contextvars.bound_contextvars(request_id=request[REQUEST_ID]):
+        response = await handler(request)
+        route = request.app[ROUTE_OF].get(request.match_info.route)
+        labels = (route.path, route.method) if route else ("none", "none")
+        request.app[CONTEXT].metrics.requests.labels(*labels, str(response.status)).inc()
+        who = request.get(PRINCIPAL)
+        log.info(
+            "request",
+            method=request.method,
+            path=request.rel_url.raw_path,
+            status=response.status,
+            duration_s=round(clock.monotonic() - began, 6),
+            principal=who and who.name,
+        )
+        return response
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn everything that is raised into the one JSON shape of errors."""
+    try:
+        return await handler(request)
+    except GatewayError as error:
+        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.warning("request_failed", code=error.code, message=error.message, reason=error.reason)
+        return _failure(error)
+    except web.HTTPException as error:
+        return _refusal(request, error)
+    except Exception:  # the last resort of the whole door: said in the log, and nothing of it to the client
+        log.exception("request_crashed")
+        return _failure(GatewayError("The gateway failed in an unexpected way; its log says more."))
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let through what comes from a known place, with a good credential, to something of its own."""
+    ctx, origins = request.app[CONTEXT], request.app[ORIGINS]
+    origins.check_host(request)
+    if request.method == hdrs.METH_OPTIONS:
+        return origins.preflight()
+    if request.match_info.http_exception is not None:
+        raise request.match_info.http_exception
+    route = request.app[ROUTE_OF][request.match_info.route]
+    if route.access.rule is not Rule.PUBLIC:
+        await _authenticate(request, ctx, origins)
+        if ctx.sockets.draining and (route.changes or route is CHANNELS):
+            raise ShuttingDown("The gateway is shutting down.", retry_after_s=ctx.settings.server.drain_s)
+        route.access.check(request, request[PRINCIPAL])
+    return await handler(request)
+
+
+async def protect(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the headers that every answer carries; a handler's own choice stands."""
+    headers = response.headers
+    if REQUEST_ID in request:
+        headers["X-Request-Id"] = request[REQUEST_ID]
+    headers["Server"] = "cellblock"
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers.setdefault("Content-Security-Policy", POLICY)
+    headers.setdefault("Referrer-Policy", "no-referrer")
+    headers.setdefault("Cache-Control", "no-store")
+    headers.update(request.app[ORIGINS].headers(request))
+
+
+async def _authenticate(request: web.Request, ctx: Context, origins: Origins) -> None:
+    """Put the principal behind the presented credential into the request. Raises Unauthorized, Forbidden."""
+    token = presented(request.headers, request.query, {})
+    by_cookie = token is None
+    if by_cookie:
+        token = presented({}, {}, request.cookies)
+    origins.check_origin(request, by_cookie=by_cookie)
+    if not token:
+        raise Unauthorized("A credential is needed: Authorization: Bearer <key>, ?token=<key>, or a cookie.")
+    request[PRINCIPAL] = await ctx.authenticator.authenticate(token)
+
+
+def _failure(error: GatewayError) -> web.Response:
+    response = web.json_response(error.body(), status=error.status)
+    if error.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
+    """Answer what aiohttp refuses: no such route, no such method, a malformed request."""
+    body = {
+        "message": f"{error.reason}: {request.method} {request.rel_url.raw_path}",
+        "reason": None,
+        "code": CODES.get(error.status, "bad_request" if error.status < 500 else "internal_error"),
+    }
+    response = web.json_response(body, status=error.status)
+    if hdrs.ALLOW in error.headers:
+        response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+    return response

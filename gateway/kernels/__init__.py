@@ -1,0 +1,1 @@
+"""The kernels of one machine: catalogue, ZMQ channels, state machine, host."""

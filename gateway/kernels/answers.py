@@ -1,0 +1,57 @@
+"""What the gateway says in a kernel's place: answers to requests that no kernel will answer, and notices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gateway.models import DeathReason, ExecutionState, Limits, Message
+from gateway.protocol.messages import dumps, make
+
+_NO_REPLY = frozenset({"comm_open", "comm_msg", "comm_close"})
+
+
+def explain(reason: DeathReason, limits: Limits) -> str:
+    """Say in a sentence why a kernel ended."""
+    return {
+        DeathReason.OOM: f"The kernel used up its {limits.memory_bytes >> 20} MiB of memory and was killed.",
+        DeathReason.CPU: "The kernel used up its CPU time and was killed.",
+        DeathReason.TIMEOUT: "The execution ran out of time, did not stop when interrupted, and was killed.",
+        DeathReason.CRASHED: "The kernel crashed.",
+        DeathReason.KILLED: "The kernel was killed.",
+        DeathReason.CULLED: "The kernel was idle or old beyond its limits and was ended.",
+        DeathReason.SHUTDOWN: "The kernel was shut down.",
+    }[reason]
+
+
+def for_dead(request: Message, reason: DeathReason, text: str, session: str) -> list[Message]:
+    """Answer a request in full for a kernel that died: error and idle on iopub, and the reply, in order."""
+    name = f"Kernel{reason.value.capitalize()}"
+    error = {"ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
+    metadata = {"cellblock": {"reason": reason.value}}
+    answers = []
+    if request.msg_type == "execute_request":
+        answers.append(make("iopub", "error", error, parent=request, session=session, metadata=metadata))
+    if request.msg_type not in _NO_REPLY:
+        content = {"status": "error", "execution_count": 0, **error}
+        kind = request.msg_type.removesuffix("_request") + "_reply"
+        answers.append(
+            make(request.channel, kind, content, parent=request, session=session, metadata=metadata)
+        )
+    answers.append(status(ExecutionState.IDLE, request, session))
+    return answers
+
+
+def timed_out(reply: Message) -> Message:
+    """Return the kernel's reply to an interrupt, marked with whose interrupt it was."""
+    return replace(reply, metadata=dumps({"cellblock": {"reason": DeathReason.TIMEOUT.value}}))
+
+
+def status(state: ExecutionState, parent: Message | None, session: str) -> Message:
+    """Return a status message."""
+    return make("iopub", "status", {"execution_state": state.value}, parent=parent, session=session)
+
+
+def notice(text: str, parent: Message | None, session: str) -> Message:
+    """Return a line on stderr, said by the gateway."""
+    content = {"name": "stderr", "text": f"[cellblock] {text}\n"}
+    return make("iopub", "stream", content, parent=parent, session=session)

@@ -1,0 +1,160 @@
+"""The kernels of this machine: starting, finding, ending, and adopting what an earlier gateway left."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+
+import structlog
+
+from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
+from gateway.kernels.kernel import LocalKernel
+from gateway.kernels.running import Wiring
+from gateway.kernels.specs import SpecCatalogue
+from gateway.models import DeathReason, KernelRecord, KernelSpec, Limits
+from gateway.ports import Clock
+from gateway.sandbox.profile import SandboxProfile
+from gateway.settings import KernelsSettings
+from gateway.telemetry import Metrics
+
+log = structlog.get_logger()
+
+
+class LocalKernelHost:
+    """Implements `ports.KernelHost` with cells of this machine's warden."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: SpecCatalogue,
+        profiles: Mapping[str, SandboxProfile],
+        wiring: Wiring,
+        clock: Clock,
+        metrics: Metrics,
+        settings: KernelsSettings,
+    ) -> None:
+        self._catalogue = catalogue
+        self._profiles = profiles
+        self._wiring = wiring
+        self._clock = clock
+        self._metrics = metrics
+        self._settings = settings
+        self._kernels: dict[str, LocalKernel] = {}
+
+    def specs(self) -> Mapping[str, KernelSpec]:
+        """Return the kernelspecs that may be started, by name."""
+        return self._catalogue.specs()
+
+    def default_spec(self) -> str:
+        """Return the name used when a request names none."""
+        return self._settings.default
+
+    def profile_limits(self, profile: str) -> Limits:
+        """Return the limits of a profile's kernels. Raises SandboxUnavailable for an unknown profile."""
+        try:
+            return self._profiles[profile].limits
+        except KeyError:
+            raise SandboxUnavailable(
+                f"There is no sandbox profile {profile!r}.", reason="no_profile"
+            ) from None
+
+    async def start(
+        self, *, kernel_id: str, owner: str, spec: KernelSpec, env: Mapping[str, str], limits: Limits
+    ) -> LocalKernel:
+        """Start a kernel and wait until it answers; see `ports.KernelHost.start`."""
+        if len(self._kernels) >= self._settings.max_kernels:
+            raise LimitReached(f"This gateway runs {self._settings.max_kernels} kernels already.")
+        kernel = self._make(
+            KernelRecord(
+                id=kernel_id,
+                owner=owner,
+                spec=spec.name,
+                created_at=self._clock.now(),
+                limits=limits,
+                env=env,
+            ),
+            spec,
+        )
+        self._kernels[kernel_id] = kernel
+        try:
+            await kernel.start()
+        except BaseException as error:
+            self._kernels.pop(kernel_id, None)
+            outcome = error.code if isinstance(error, GatewayError) else "cancelled"
+            self._metrics.kernel_starts.labels(spec.name, outcome).inc()
+            log.warning("kernel did not start", kernel=kernel_id, outcome=outcome, error=str(error))
+            raise
+        self._metrics.kernel_starts.labels(spec.name, "ok").inc()
+        self._metrics.kernels.set(len(self._kernels))
+        return kernel
+
+    def get(self, kernel_id: str) -> LocalKernel | None:
+        """Return a kernel by id."""
+        return self._kernels.get(kernel_id)
+
+    def all(self) -> Sequence[LocalKernel]:
+        """Return every kernel, oldest first."""
+        return list(self._kernels.values())
+
+    async def remove(self, kernel_id: str, reason: DeathReason) -> None:
+        """End a kernel and forget it. Unknown ids are ignored."""
+        kernel = self._kernels.pop(kernel_id, None)
+        if kernel:
+            await kernel.shutdown(reason)
+            self._metrics.kernels.set(len(self._kernels))
+
+    async def adopt(self, records: Iterable[KernelRecord]) -> list[str]:
+        """Adopt the cells that these records know, end the others, return the ids whose cells are gone."""
+        known = {record.id: record for record in records}
+        cells = await self._wiring.link.cells()
+        await asyncio.gather(*(self._adopt_cell(cell, known) for cell in cells))
+        self._metrics.kernels.set(len(self._kernels))
+        return [kernel_id for kernel_id in known if kernel_id not in self._kernels]
+
+    async def close(self, *, keep: bool) -> None:
+        """Leave the kernels to the next gateway, or end them all and the warden."""
+        kernels, self._kernels = self.all(), {}
+        if keep:
+            await asyncio.gather(*(kernel.leave() for kernel in kernels))
+        else:
+            ends = (kernel.shutdown(DeathReason.SHUTDOWN) for kernel in kernels)
+            await asyncio.gather(*ends, return_exceptions=True)
+            try:
+                await self._wiring.link.stop()
+            except GatewayError as error:
+                log.warning("the warden cannot be stopped", error=error.message)
+        self._wiring.link.close()
+        self._wiring.context.destroy(linger=0)
+
+    async def _adopt_cell(self, cell: str, known: Mapping[str, KernelRecord]) -> None:
+        try:
+            facts, pidfd = await self._wiring.link.adopt(cell)
+            record = known.get(facts.kernel_id)
+            spec = self._catalogue.specs().get(record.spec) if record else None
+            if record is None or spec is None or facts.kernel_id in self._kernels:
+                raise KernelStartFailed("No record of this cell's kernel is left.", reason="adoption")
+            kernel = self._make(record, spec)
+            self._kernels[record.id] = kernel
+            try:
+                await kernel.adopt(facts, pidfd)
+            except BaseException:
+                del self._kernels[record.id]
+                raise
+            log.info("kernel adopted", kernel=record.id, cell=cell)
+        except GatewayError as error:
+            log.warning("a cell was not adopted and is ended", cell=cell, error=error.message)
+            await self._wiring.link.end(cell)
+
+    def _make(self, record: KernelRecord, spec: KernelSpec) -> LocalKernel:
+        return LocalKernel(
+            kernel_id=record.id,
+            owner=record.owner,
+            spec=spec,
+            env=record.env,
+            limits=record.limits,
+            created_at=record.created_at,
+            wiring=self._wiring,
+            clock=self._clock,
+            metrics=self._metrics,
+            max_pending=self._settings.max_pending,
+        )

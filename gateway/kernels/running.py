@@ -1,0 +1,209 @@
+"""One run of a kernel: its cell, its channels, and its end, seen by pidfd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import zmq
+
+from gateway.errors import GatewayError, KernelStartFailed, LimitReached
+from gateway.kernels.channels import KernelChannels, OnDropped, OnMessage, bound, make_context
+from gateway.models import Message
+from gateway.protocol.messages import make
+from gateway.sandbox.link import WardenLink
+from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
+
+POLL_S = 0.005
+# a kernel without iopub_welcome (JEP 65) is asked until something has come back on iopub as well
+ASK_AGAIN_S = 0.5
+# what a dead kernel's sockets still hold is read for this long before its requests are answered for it
+LAST_WORDS_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """What every run of a gateway's kernels shares."""
+
+    link: WardenLink
+    context: zmq.Context[Any]
+    session: str
+    max_message_bytes: int
+    ready_timeout_s: float
+    on_dropped: OnDropped
+
+
+def wire(
+    link: WardenLink,
+    *,
+    session: str,
+    kernels: int,
+    max_message_bytes: int,
+    ready_timeout_s: float,
+    on_dropped: OnDropped,
+) -> Wiring:
+    """Return the wiring for at most `kernels` kernels."""
+    context = make_context(kernels * 4 + 64, max_message_bytes)
+    return Wiring(link, context, session, max_message_bytes, ready_timeout_s, on_dropped)
+
+
+class RunningCell:
+    """A launched cell whose kernel this gateway talks to; owns its channels and its pidfd."""
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        facts: CellFacts,
+        pidfd: int,
+        *,
+        on_message: OnMessage,
+        on_exit: Callable[[RunningCell], None],
+    ) -> None:
+        self.facts = facts
+        self._wiring = wiring
+        self._pidfd = pidfd
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._channels: KernelChannels | None = None
+        self._loop = asyncio.get_running_loop()
+        self._exited = asyncio.Event()
+        self._heard: set[str] = set()
+        self._news = asyncio.Event()
+        self._loop.add_reader(pidfd, self._exit)
+
+    @classmethod
+    async def launch(
+        cls,
+        wiring: Wiring,
+        order: LaunchOrder,
+        *,
+        on_message: OnMessage,
+        on_exit: Callable[[RunningCell], None],
+    ) -> RunningCell:
+        """Launch a cell. Raises SandboxUnavailable."""
+        facts, pidfd = await wiring.link.launch(order)
+        return cls(wiring, facts, pidfd, on_message=on_message, on_exit=on_exit)
+
+    async def ready(self) -> None:
+        """Connect, wait until the kernel answers on shell and iopub, and seal its sockets.
+
+        Raises:
+            KernelStartFailed: it died, or did not answer in time.
+        """
+        try:
+            async with asyncio.timeout(self._wiring.ready_timeout_s):
+                while not bound(self.facts.connection.ip):
+                    self._check_alive()
+                    await asyncio.sleep(POLL_S)
+                await self._converse()
+        except TimeoutError:
+            raise KernelStartFailed(
+                f"The kernel did not answer within {self._wiring.ready_timeout_s:g} s.", reason="timeout"
+            ) from None
+        await self._wiring.link.seal(self.facts.cell)
+
+    async def reconnect(self, wait_s: float = 1.0) -> None:
+        """Connect to an adopted kernel, whose sockets are sealed already; it may be busy and silent.
+
+        Raises:
+            KernelStartFailed: its sockets are not there.
+        """
+        if not bound(self.facts.connection.ip):
+            raise KernelStartFailed("The kernel's sockets are gone.", reason="adoption")
+        self._connect()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                while "iopub" not in self._heard and self.alive:
+                    await self._next_news()
+        # its gateway may have died before it came to that
+        await self._wiring.link.seal(self.facts.cell)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the kernel's process has not exited, as far as this side has noticed."""
+        return not self._exited.is_set()
+
+    def send(self, message: Message) -> None:
+        """Send a message. Raises LimitReached when the kernel takes no more for now."""
+        if self._channels is None:
+            return
+        try:
+            self._channels.send(message)
+        except zmq.Again:
+            raise LimitReached("The kernel takes no more requests for now.", retry_after_s=1) from None
+
+    async def interrupt(self) -> None:
+        """Send SIGINT to the kernel."""
+        await self._wiring.link.interrupt(self.facts.cell)
+
+    async def end(self) -> Ending:
+        """Kill the cell as a whole, hear the kernel's last words, and let go of everything."""
+        try:
+            ending = await self._wiring.link.end(self.facts.cell)
+        except GatewayError:
+            # the warden is gone, and with it every cell
+            ending = Ending(exit_code=None, oom=False, stderr="")
+        if self._channels:
+            await asyncio.sleep(LAST_WORDS_S)
+        self.close()
+        return ending
+
+    def close(self) -> None:
+        """Let go of channels and pidfd, whatever the cell does. Closing twice is harmless."""
+        if self._channels:
+            self._channels.close()
+            self._channels = None
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    async def _converse(self) -> None:
+        self._connect()
+        self._ask()
+        asked = self._loop.time()
+        while not {"iopub", "shell"} <= self._heard:
+            self._check_alive()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ASK_AGAIN_S):
+                    await self._next_news()
+            if self._loop.time() - asked >= ASK_AGAIN_S:
+                self._ask()
+                asked = self._loop.time()
+
+    def _connect(self) -> None:
+        self._channels = KernelChannels(
+            self._wiring.context,
+            self.facts.connection.model_dump(),
+            on_message=self._hear,
+            on_dropped=self._wiring.on_dropped,
+            max_bytes=self._wiring.max_message_bytes,
+        )
+
+    def _ask(self) -> None:
+        self.send(make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session))
+
+    def _hear(self, message: Message) -> None:
+        if message.channel not in self._heard:
+            self._heard.add(message.channel)
+            self._news.set()
+        if message.msg_type != "iopub_welcome":
+            self._on_message(message)
+
+    async def _next_news(self) -> None:
+        await self._news.wait()
+        self._news.clear()
+
+    def _check_alive(self) -> None:
+        if not self.alive:
+            raise KernelStartFailed("The kernel ended while it started.", reason="crashed")
+
+    def _exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self._exited.set()
+        self._news.set()
+        self._on_exit(self)

@@ -1,0 +1,238 @@
+"""The nouns of the gateway, without behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Channel = Literal["shell", "control", "stdin", "iopub"]
+CHANNELS: tuple[Channel, ...] = ("shell", "control", "stdin", "iopub")
+
+PrincipalName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
+
+
+def timestamp(moment: datetime) -> str:
+    """Format a UTC moment as Jupyter clients parse it: always six digits and a Z (jupyter_server's model)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Model(BaseModel):
+    """A value that refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Frozen(BaseModel):
+    """A value that refuses unknown fields and never changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExecutionState(StrEnum):
+    """What a kernel is doing, in Jupyter's words."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    BUSY = "busy"
+    RESTARTING = "restarting"
+    DEAD = "dead"
+
+
+class DeathReason(StrEnum):
+    """Why a kernel ended."""
+
+    KILLED = "killed"
+    OOM = "oom"
+    CPU = "cpu"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"
+    CULLED = "culled"
+    SHUTDOWN = "shutdown"
+
+
+class Scope(StrEnum):
+    """What a credential may do; `admin` includes the others and sees what is everybody's."""
+
+    KERNELS = "kernels"
+    EXECUTE = "execute"
+    ADMIN = "admin"
+
+
+DEFAULT_SCOPES = frozenset({Scope.KERNELS, Scope.EXECUTE})
+
+
+class Principal(Frozen):
+    """Who is asking: an owner's name, the credential that proved it, and what that credential may do."""
+
+    name: PrincipalName
+    key_id: str
+    scopes: frozenset[Scope]
+    expires_at: datetime | None = None
+
+    def has(self, scope: Scope) -> bool:
+        """Tell whether the credential includes a scope."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+class Limits(Frozen):
+    """What one cell may use. Bytes, seconds and counts; None means no limit of that kind."""
+
+    memory_bytes: int = Field(1 << 30, ge=64 << 20, description="Memory of the whole cell, tmpfs included.")
+    pids: int = Field(128, ge=24, le=4096, description="Processes and threads of the whole cell.")
+    cpus: float = Field(1.0, gt=0, le=256, description="CPU time per second, in cores.")
+    home_bytes: int = Field(256 << 20, ge=1 << 20, description="Size of the private home.")
+    home_inodes: int = Field(20_000, ge=64, description="Files and directories of the private home.")
+    open_files: int = Field(512, ge=64, le=65_536, description="Descriptors per process.")
+    file_bytes: int = Field(256 << 20, ge=1 << 20, description="Size of one file.")
+    timeout_s: float = Field(300.0, gt=0, description="Longest execution, when the request names none.")
+    max_timeout_s: float = Field(3600.0, gt=0, description="Longest execution that a request may ask for.")
+    interrupt_grace_s: float = Field(2.0, ge=0, le=60, description="Wait between interrupt and kill.")
+    idle_timeout_s: float | None = Field(3600.0, gt=0, description="Idle seconds before culling.")
+    max_lifetime_s: float | None = Field(86_400.0, gt=0, description="Seconds before the kernel is ended.")
+    output_bytes: int = Field(10 << 20, ge=1024, description="Output kept for one REST execution.")
+
+
+class KernelSpec(Frozen):
+    """A kernelspec that may be started: Jupyter's kernel.json, where it lies, and what cell it asks for."""
+
+    name: str
+    argv: tuple[str, ...]
+    display_name: str
+    language: str
+    interrupt_mode: Literal["signal", "message"] = "signal"
+    env: Mapping[str, str] = Field(default_factory=dict)
+    metadata: Mapping[str, Any] = Field(default_factory=dict)
+    resource_dir: str
+    profile: str = "default"
+    environment: str | None = None
+
+
+class Kernel(Model):
+    """A kernel as the REST API shows it: Jupyter's fields first, then ours."""
+
+    id: str
+    name: str
+    last_activity: str
+    execution_state: ExecutionState
+    connections: int
+    reason: DeathReason | None = None
+    owner: str
+    profile: str
+    started_at: str
+    executions: int
+    limits: Limits
+
+
+class KernelRecord(Frozen):
+    """What the store keeps of a kernel, for the next gateway to adopt it."""
+
+    id: str
+    owner: str
+    spec: str
+    created_at: datetime
+    limits: Limits
+    env: Mapping[str, str] = Field(default_factory=dict)
+
+
+class SessionRecord(Frozen):
+    """A Jupyter session: a path of its owner's, bound to a kernel."""
+
+    id: str
+    owner: str
+    path: str
+    name: str
+    type: str
+    kernel_id: str
+    kernel_name: str
+    created_at: datetime
+
+
+class KeyRecord(Frozen):
+    """An API key as stored: the secret only as a keyed hash (hex)."""
+
+    id: str
+    principal: PrincipalName
+    scopes: frozenset[Scope]
+    secret_hash: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class ExecuteRequest(Model):
+    """The body of POST /api/kernels/{id}/execute."""
+
+    code: str = Field(max_length=8 << 20)
+    timeout_s: float | None = Field(None, gt=0, description="Seconds; capped by the kernel's limits.")
+    silent: bool = False
+    store_history: bool = True
+    stop_on_error: bool = True
+
+
+class ExecutionError(Model):
+    """An exception raised by the code: nbformat's fields."""
+
+    ename: str
+    evalue: str
+    traceback: list[str]
+
+
+class ExecutionStatus(StrEnum):
+    """How an execution ended."""
+
+    OK = "ok"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    ABORTED = "aborted"
+    DEAD = "dead"
+
+
+class ExecutionResult(Model):
+    """What one execution gave. `outputs` are nbformat 4 outputs; `reason` names a kernel's death."""
+
+    status: ExecutionStatus
+    reason: DeathReason | None = None
+    stdout: str = ""
+    stderr: str = ""
+    outputs: list[dict[str, Any]] = Field(default_factory=list)
+    error: ExecutionError | None = None
+    execution_count: int | None = None
+    duration_s: float
+    truncated: bool = False
+
+
+@dataclass(slots=True)
+class Message:
+    """One Jupyter message on one channel; the four JSON parts stay the kernel's own bytes.
+
+    `msg_id`, `msg_type` and `parent_id` are what the headers said, checked to be short strings.
+    `authored` means "made by the gateway, not by the kernel": only then may it tell of the kernel's death.
+    """
+
+    channel: Channel
+    header: bytes
+    parent_header: bytes
+    metadata: bytes
+    content: bytes
+    msg_id: str
+    msg_type: str
+    parent_id: str = ""
+    buffers: list[bytes] = field(default_factory=list)
+    authored: bool = False
+
+    @property
+    def size(self) -> int:
+        """Count the bytes that carry the message."""
+        return (
+            len(self.header)
+            + len(self.parent_header)
+            + len(self.metadata)
+            + len(self.content)
+            + sum(map(len, self.buffers))
+        )

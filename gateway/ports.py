@@ -1,0 +1,238 @@
+"""What the use cases need of the world, as protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from gateway.models import (
+    DeathReason,
+    ExecutionState,
+    Kernel,
+    KernelRecord,
+    KernelSpec,
+    KeyRecord,
+    Limits,
+    Message,
+    Principal,
+    SessionRecord,
+)
+
+
+class Clock(Protocol):
+    """Time: monotonic seconds for durations, UTC for what people read."""
+
+    def monotonic(self) -> float:
+        """Return monotonic seconds."""
+        ...
+
+    def now(self) -> datetime:
+        """Return the moment in UTC."""
+        ...
+
+
+class Subscriber(Protocol):
+    """Somebody who receives a kernel's messages. Neither method may block or raise."""
+
+    def deliver(self, message: Message) -> None:
+        """Take one message: any iopub message, or a reply to a request of this subscriber's."""
+        ...
+
+    def ended(self, reason: DeathReason) -> None:
+        """Learn that the kernel is gone for good; nothing will be delivered any more."""
+        ...
+
+
+class KernelHandle(Protocol):
+    """One live kernel, wherever it runs."""
+
+    @property
+    def id(self) -> str:
+        """The public kernel id (UUID)."""
+        ...
+
+    @property
+    def owner(self) -> str:
+        """The name of the principal whose kernel this is."""
+        ...
+
+    @property
+    def spec_name(self) -> str:
+        """The kernelspec's name."""
+        ...
+
+    @property
+    def state(self) -> ExecutionState:
+        """What the kernel is doing."""
+        ...
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force."""
+        ...
+
+    @property
+    def connections(self) -> int:
+        """How many sockets are attached."""
+        ...
+
+    @property
+    def death(self) -> DeathReason | None:
+        """Why the kernel died last, if it is dead or was restarted after a death."""
+        ...
+
+    def idle_for_s(self) -> float:
+        """Return seconds since the last activity of a user's; 0 while busy."""
+        ...
+
+    def age_s(self) -> float:
+        """Return seconds since the kernel was created."""
+        ...
+
+    def model(self) -> Kernel:
+        """Return the kernel as the REST API shows it."""
+        ...
+
+    def attach(self, subscriber: Subscriber, *, counts: bool = True) -> None:
+        """Deliver this kernel's messages to a subscriber; `counts` says if it is a client's connection."""
+        ...
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Stop delivering to a subscriber. Detaching twice is harmless."""
+        ...
+
+    def send(self, message: Message, subscriber: Subscriber, *, timeout_s: float | None = None) -> None:
+        """Send a client's message to the kernel; replies come to this subscriber.
+
+        An execute_request gets a deadline of `timeout_s`: `limits.timeout_s` when None, and at most
+        `limits.max_timeout_s`.
+        When the kernel dies, or is dead already, the request is answered by error, reply and status idle.
+
+        Raises:
+            LimitReached: too many requests are waiting for this kernel.
+        """
+        ...
+
+    def timed_out(self, msg_id: str) -> bool:
+        """Tell whether this execution was interrupted by its deadline.
+
+        Known at least until the subscriber that sent the request detaches.
+        """
+        ...
+
+    async def interrupt(self) -> None:
+        """Interrupt what runs. Raises KernelDead."""
+        ...
+
+    async def restart(self) -> None:
+        """Start afresh under the same id. Raises SandboxUnavailable, KernelStartFailed."""
+        ...
+
+    async def shutdown(self, reason: DeathReason) -> None:
+        """End the kernel and everything it ever started."""
+        ...
+
+
+class KernelHost(Protocol):
+    """Where kernels live."""
+
+    def specs(self) -> Mapping[str, KernelSpec]:
+        """Return the kernelspecs that may be started, by name."""
+        ...
+
+    def default_spec(self) -> str:
+        """Return the name used when a request names none."""
+        ...
+
+    def profile_limits(self, profile: str) -> Limits:
+        """Return the limits that a profile's kernels get."""
+        ...
+
+    async def start(
+        self, *, kernel_id: str, owner: str, spec: KernelSpec, env: Mapping[str, str], limits: Limits
+    ) -> KernelHandle:
+        """Start a kernel and wait until it answers.
+
+        Raises:
+            SandboxUnavailable: no confined cell can be had.
+            KernelStartFailed: the kernel did not come up in its cell.
+            LimitReached: this host runs as many kernels as it may.
+        """
+        ...
+
+    def get(self, kernel_id: str) -> KernelHandle | None:
+        """Return a live kernel by id."""
+        ...
+
+    def all(self) -> Sequence[KernelHandle]:
+        """Return every kernel of this host, oldest first."""
+        ...
+
+    async def remove(self, kernel_id: str, reason: DeathReason) -> None:
+        """End a kernel and forget it. Unknown ids are ignored."""
+        ...
+
+
+class Store(Protocol):
+    """What must survive the process. Every method raises StoreUnavailable when the store does not answer."""
+
+    async def add_key(self, key: KeyRecord) -> None:
+        """Keep a new API key."""
+        ...
+
+    async def key(self, key_id: str) -> KeyRecord | None:
+        """Return a key by id, revoked and expired ones included."""
+        ...
+
+    async def keys(self) -> list[KeyRecord]:
+        """Return all keys, oldest first."""
+        ...
+
+    async def revoke_key(self, key_id: str, at: datetime) -> bool:
+        """Mark a key revoked; tell whether there was such a key not yet revoked."""
+        ...
+
+    async def put_kernel(self, kernel: KernelRecord) -> None:
+        """Keep or replace a kernel's record."""
+        ...
+
+    async def kernels(self) -> list[KernelRecord]:
+        """Return all kernel records, oldest first."""
+        ...
+
+    async def delete_kernel(self, kernel_id: str) -> None:
+        """Forget a kernel."""
+        ...
+
+    async def put_session(self, session: SessionRecord) -> None:
+        """Keep or replace a session. Raises Conflict when its owner has another session at that path."""
+        ...
+
+    async def session(self, session_id: str) -> SessionRecord | None:
+        """Return a session by id."""
+        ...
+
+    async def sessions(self, owner: str | None = None) -> list[SessionRecord]:
+        """Return an owner's sessions, or everybody's, oldest first."""
+        ...
+
+    async def delete_session(self, session_id: str) -> None:
+        """Forget a session."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        ...
+
+
+class Authenticator(Protocol):
+    """Turns a credential into a principal."""
+
+    async def authenticate(self, token: str) -> Principal:
+        """Return whose token this is. Raises Unauthorized."""
+        ...
+
+    async def valid(self, principal: Principal) -> bool:
+        """Tell whether the credential behind a principal still holds (not expired, not revoked)."""
+        ...

@@ -1,0 +1,1 @@
+"""Jupyter messaging without I/O: bytes in, values out."""

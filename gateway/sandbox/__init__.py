@@ -1,0 +1,1 @@
+"""Cells: what a kernel is confined by, how it is started, proved, limited and ended."""

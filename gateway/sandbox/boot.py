@@ -1,0 +1,185 @@
+"""The in-cell boot step: says hello, waits to be proved confined, seals itself, becomes the kernel.
+
+Stdlib only: it runs in the kernel's own Python, inside the cell, before any byte of a user's code. Its
+standard input is a socket of the warden's. It says hello there (namespaces, Landlock ABI, what the filters
+answer), waits for the order (argv, limits, paths), and swaps the socket for /dev/null. Exit code 97: it
+could not seal itself.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import resource
+import runpy
+import socket
+import struct
+import sys
+from typing import Any
+
+NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+EXIT_UNSEALED = 97
+
+# linux/landlock.h: syscall numbers are the same on every architecture
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+GET_VERSION, RULE_PATH_BENEATH = 1, 1
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+MAKE_CHAR, MAKE_BLOCK, TRUNCATE, IOCTL_DEV = 1 << 6, 1 << 11, 1 << 14, 1 << 15
+# How many file rights each ABI knows: asking for more than the kernel knows is an error
+RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+NET_ABI, SCOPE_ABI = 4, 6
+NET_TCP, SCOPE_ALL = 0b11, 0b11
+FILE_ONLY = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+PR_SET_NO_NEW_PRIVS = 38
+# Calls that do nothing where no filter stops them, as the kernel finds them wrong: a number that nobody has,
+# and a clone whose two flags exclude each other (numbers: x86-64, and those that newer architectures share)
+NO_CALL = 9999
+CLONE = {"x86_64": 56}.get(os.uname().machine, 220)
+CLONE_NEWUSER, CLONE_FS = 0x10000000, 0x200
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def landlock_abi() -> int:
+    """Return the kernel's Landlock ABI, 0 where it has none."""
+    abi: int = libc.syscall(CREATE_RULESET, None, 0, GET_VERSION)
+    return max(0, abi)
+
+
+def filtered() -> dict[str, int]:
+    """Return the error that each of three forbidden calls gives: each stands for a filter of its own."""
+    errors = {}
+    for name, call in {"keep-list": (NO_CALL, 0), "namespaces": (CLONE, CLONE_NEWUSER | CLONE_FS)}.items():
+        ctypes.set_errno(0)
+        libc.syscall(*map(ctypes.c_long, (*call, 0, 0, 0, 0)))
+        errors[name] = ctypes.get_errno()
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close()
+        errors["protocol"] = 0
+    except OSError as error:
+        errors["protocol"] = error.errno or 0
+    return errors
+
+
+def landlock(abi: int, read: list[str], write: list[str], use: list[str]) -> None:
+    """Restrict this process and its children to paths: to read and execute, to write, to use as they are."""
+    known = (1 << RIGHTS_BY_ABI.get(abi, 16)) - 1
+    attributes = struct.pack("=Q", known)
+    if abi >= NET_ABI:
+        attributes += struct.pack("=Q", NET_TCP)
+    if abi >= SCOPE_ABI:
+        attributes += struct.pack("=Q", SCOPE_ALL)
+    ruleset = check(libc.syscall(CREATE_RULESET, attributes, len(attributes), 0))
+    readable = EXECUTE | READ_FILE | READ_DIR
+    writable = known & ~(MAKE_CHAR | MAKE_BLOCK)
+    usable = READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | IOCTL_DEV
+    for paths, rights in ((read, readable), (write, writable), (use, usable)):
+        for path in paths:
+            allow(ruleset, path, rights & known)
+    check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    check(libc.syscall(RESTRICT_SELF, ruleset, 0))
+    os.close(ruleset)
+
+
+def allow(ruleset: int, path: str, rights: int) -> None:
+    """Add one path to a ruleset; a path that is not there needs no rule."""
+    try:
+        beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    if not os.path.isdir(path):
+        rights &= FILE_ONLY
+    check(libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, struct.pack("=Qi", rights, beneath), 0))
+    os.close(beneath)
+
+
+def check(result: int) -> int:
+    """Return a system call's result, or raise the error that it left."""
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def lower(limits: dict[str, int]) -> None:
+    """Lower resource limits, named as in `resource`; never raise one."""
+    for name, value in limits.items():
+        which = getattr(resource, name)
+        hard = resource.getrlimit(which)[1]
+        lowered = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (lowered, lowered))
+
+
+def carry_prints_of_children() -> None:
+    """Move ipykernel's pipe for forked children's prints from TCP, which a cell has not, to a unix socket."""
+    import zmq
+    from ipykernel.iostream import IOPubThread
+    from zmq.eventloop.zmqstream import ZMQStream
+
+    def pipe_in(self: Any) -> None:
+        self._pipe_uuid = os.urandom(16)
+        self._pipe_port = f"ipc://@kernel-{self._pipe_uuid.hex()}"
+        socket_in = self.socket.context.socket(zmq.PULL)
+        socket_in.linger = 0
+        socket_in.bind(self._pipe_port)
+        self._pipe_in = ZMQStream(socket_in, self.io_loop)
+        self._pipe_in.on_recv(self._handle_pipe_msg)
+
+    def pipe_out(self: Any) -> tuple[Any, Any]:
+        context = zmq.Context()
+        socket_out = context.socket(zmq.PUSH)
+        socket_out.linger = 3000
+        socket_out.connect(self._pipe_port)
+        return context, socket_out
+
+    IOPubThread._setup_pipe_in = pipe_in
+    IOPubThread._setup_pipe_out = pipe_out
+
+
+def import_from_home() -> None:
+    """Find modules in the working directory too, where IPython would put it were Python not isolated (-I)."""
+    folders = [os.path.basename(path) for path in sys.path]
+    place = folders.index("site-packages") if "site-packages" in folders else len(folders)
+    sys.path.insert(place, "")
+
+
+def become(order: dict[str, Any]) -> None:
+    """Turn into the kernel: in this process for a Python module, by exec for anything else."""
+    if "module" in order:
+        sys.argv = [order["module"], *order["arguments"]]
+        with contextlib.suppress(ImportError):
+            carry_prints_of_children()
+        import_from_home()
+        runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
+    else:
+        os.execvp(order["exec"][0], order["exec"])  # noqa: S606
+
+
+def main() -> None:
+    """Say hello, obey the order, become the kernel."""
+    abi = landlock_abi()
+    with socket.socket(fileno=0) as warden:
+        links = {name: os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES}
+        hello = {"landlock": abi, "namespaces": links, "filtered": filtered()}
+        warden.send(json.dumps(hello).encode())
+        order = json.loads(warden.recv(1 << 19))
+        devnull = os.open(os.devnull, os.O_RDWR)
+        os.dup2(devnull, 0)
+        os.close(devnull)
+        warden.detach()
+    try:
+        if abi:
+            landlock(abi, order["read"], order["write"], order["use"])
+        lower(order["limits"])
+    except OSError as error:
+        print(f"boot: cannot seal the cell: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_UNSEALED)
+    os.setsid()  # an own group, so that an interrupt reaches the kernel's children and never firejail
+    os.umask(order["umask"])
+    # what firejail added to its own is not the kernel's
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    become(order)
+
+
+if __name__ == "__main__":
+    main()

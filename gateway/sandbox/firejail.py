@@ -1,0 +1,288 @@
+"""The firejail command line of one cell, and the environment that it starts with."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plumbum.machines.local import LocalCommand
+
+from gateway.errors import BadRequest, ConfigurationError, SandboxUnavailable
+from gateway.models import Limits
+from gateway.sandbox.profile import SandboxProfile
+from gateway.sandbox.users import CellUser
+
+MINIMUM = (0, 9, 72)
+
+# What no profile can switch off: each option with what it closes.
+BASE: tuple[tuple[str, str], ...] = (
+    ("quiet", "errors still reach stderr; its many remarks do not"),
+    ("noprofile", "no profile file of the system's or a user's is read: this command line is all"),
+    ("net=none", "an own, empty network namespace; abstract sockets are the cell's own with it"),
+    ("protocol=unix", "no socket family but unix, so no netlink, packet or vsock attack surface"),
+    ("ipc-namespace", "no SysV memory, semaphores or queues of the host's"),
+    ("dbus-user=none", "no session bus: it starts programs outside"),
+    ("dbus-system=none", "no system bus, likewise"),
+    ("x11=none", "no display: it reads keys and windows"),
+    ("caps.drop=all", "no capability, even in the cell's own user namespace"),
+    ("nonewprivs", "no set-uid program raises anyone"),
+    ("noroot", "an own user namespace with one user; process limits count in it alone"),
+    ("nogroups", "no supplementary groups"),
+    ("restrict-namespaces", "no namespaces of the cell's making: they are the usual way to kernel holes"),
+    ("seccomp.block-secondary", "no 32-bit system calls: a keep-list alone leaves them all open"),
+    ("private-tmp", "an own /tmp and /var/tmp, charged to the cell's memory"),
+    ("private-dev", "only null, zero, full, random, urandom, tty, ptys and an own /dev/shm"),
+    ("private-cwd=~", "starts in the home, not where the gateway stands"),
+    ("disable-mnt", "no /mnt, /media and their like"),
+    ("machine-id", "a random machine id"),
+    ("hostname=kernel", "not the host's name"),
+    ("nosound", "no sound devices and servers"),
+    ("novideo", "no cameras"),
+    ("no3d", "no graphics devices"),
+    ("notv", "no TV devices"),
+    ("nodvd", "no optical drives"),
+    ("nou2f", "no security keys"),
+    ("noinput", "no keyboards and mice"),
+    ("noprinters", "no printers"),
+    ("deterministic-exit-code", "firejail ends with the kernel's own code"),
+    ("deterministic-shutdown", "the cell ends with the kernel; one stubborn child would keep it for ever"),
+    ("blacklist=/root", "root's home"),
+    ("blacklist=/boot", "kernel images"),
+    ("blacklist=/sys", "devices, cgroups and the host's hardware"),
+    ("blacklist=/proc/1/cmdline", "this very command line, with the host's paths in it"),
+    ("blacklist=/proc/config.gz", "the kernel's configuration helps to choose an exploit"),
+    ("blacklist=/proc/kcore", "physical memory"),
+    ("blacklist=/proc/keys", "the kernel's keyrings"),
+    ("blacklist=/proc/key-users", "who has keyrings"),
+    ("blacklist=/proc/sysrq-trigger", "reboots and dumps"),
+    ("blacklist=/proc/kpagecount", "physical pages"),
+    ("blacklist=/proc/kpageflags", "physical pages"),
+    ("blacklist=/proc/kpagecgroup", "physical pages"),
+    # a whitelist of what does not exist empties the whole top directory, but for what else is whitelisted
+    ("whitelist=/opt/cellblock-none", "nothing of /opt but what the cell is given"),
+    ("whitelist=/run/cellblock-none", "nothing of /run, likewise: sockets of daemons, other cells"),
+    ("whitelist=/srv/cellblock-none", "nothing of /srv, likewise: other environments, data"),
+    ("whitelist=/var/cellblock-none", "nothing of /var: logs, mail, databases, caches"),
+)
+
+# Top directories that every system has; all others are hidden.
+_STANDARD = frozenset(
+    {
+        *("bin", "boot", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "media", "mnt", "opt"),
+        *("proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"),
+    }
+)
+# Firejail covers, hides or replaces these directories, or mounts them read-only and noexec.
+_NOT_SHOWN = _STANDARD - {"opt", "run", "srv", "tmp", "usr"}
+_NO_HOME = _STANDARD - {"home", "mnt", "opt", "run", "srv", "tmp"}
+_PATH = re.compile(r"(/[\w.+@:=-]+)+")
+_NOEXEC = {"home": "${HOME}", "tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108
+# firejail's own bounds (MAX_ARGS, MAX_ARG_LEN); beyond them it refuses to start
+_MAX_ARGUMENTS = 127
+_MAX_ARGUMENT = 4096
+# Pools that would start a thread or process for each core of the host, not of the cell.
+_THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CellPaths:
+    """The host's directories that one cell gets: `home` becomes its home, `ipc` stays writable where it is.
+
+    All others are shown read-only where they are; `boot` is the boot step's file or its directory.
+    """
+
+    home: Path
+    ipc: Path
+    environment: Path | None
+    boot: Path
+    read_only_shares: tuple[Path, ...] = ()
+
+
+class Firejail:
+    """Composes the command lines of one firejail program."""
+
+    def __init__(self, program: Path) -> None:
+        if not program.is_absolute() or program.name != "firejail":
+            # under any other name firejail takes itself for a link to the program of that name
+            raise ConfigurationError(f"{program} is not the absolute path of a program called firejail.")
+        self._program = program
+
+    def command(
+        self, profile: SandboxProfile, paths: CellPaths, argv: Sequence[str], *, limits: Limits
+    ) -> list[str]:
+        """Return the command that runs `argv` in a cell. The directories must exist.
+
+        Everything is on the command line, so there is no profile file that could be swapped or searched
+        for. The program comes without `--` before it: with that firejail goes through the user's login shell.
+
+        Raises:
+            ConfigurationError: a path cannot be had in a cell, or the program is not absolute.
+        """
+        if not argv or not argv[0].startswith("/"):
+            raise ConfigurationError("The program of a cell must be an absolute path.")
+        options = [option for option, _ in BASE]
+        options += self._files(profile, paths)
+        if not profile.memory.write_execute:
+            options.append("memory-deny-write-execute")
+        options += [
+            f"rlimit-nofile={limits.open_files}",
+            f"rlimit-nproc={limits.pids}",
+            f"rlimit-fsize={limits.file_bytes}",
+            f"rlimit-sigpending={profile.rlimits.sigpending}",
+            f"seccomp.keep={','.join(profile.syscalls.keep)}",
+        ]
+        bound = LocalCommand(str(self._program))[[f"--{option}" for option in options]][list(argv)]
+        command: list[str] = bound.formulate()
+        if len(command) > _MAX_ARGUMENTS:
+            raise ConfigurationError(
+                f"The cell needs {len(command)} arguments and firejail takes {_MAX_ARGUMENTS}: "
+                "shorten the profile's blacklist, the kernelspec's argv, or the host's top directory."
+            )
+        for argument in command:
+            if len(os.fsencode(argument)) > _MAX_ARGUMENT or "\0" in argument:
+                raise ConfigurationError(
+                    f"An argument of the cell is too long or holds a zero: {argument[:60]!r}."
+                )
+        return command
+
+    def _files(self, profile: SandboxProfile, paths: CellPaths) -> list[str]:
+        shares = [paths.boot, *paths.read_only_shares, *map(Path, profile.files.read_only)]
+        if paths.environment is not None:
+            shares.append(paths.environment)
+        for share in shares:
+            _check(share, "shared directory", _NOT_SHOWN)
+        _check(paths.ipc, "ipc directory", _NOT_SHOWN | {"usr", "opt", "srv"})
+        _check(paths.home, "home", _NO_HOME)
+        # all of /usr is there, read-only
+        shown = sorted(share for share in shares if share.parts[1] != "usr")
+        visible = {share.parts[1] for share in shown}
+        # with any whitelist below /run, firejail adds the whole of /run/user/UID by itself: the user's own
+        # sockets (podman, agents, editors) unless something in it is whitelisted by name
+        runtime = Path("/run/user")
+        hidden = [] if any(runtime in path.parents for path in [*shown, paths.ipc]) else [runtime]
+        return [
+            f"private={paths.home}",
+            f"private-etc={','.join(profile.files.private_etc)}",
+            *(f"whitelist={path}" for path in [*shown, paths.ipc]),
+            *(f"read-only={path}" for path in shown),
+            *(f"blacklist={path}" for path in [*profile.files.blacklist, *hidden]),
+            *(f"blacklist={path}" for path in host_blacklist() if path.parts[1] not in visible),
+            *(f"noexec={_NOEXEC[place]}" for place in profile.exec.noexec),
+        ]
+
+
+def host_blacklist(root: Path = Path("/")) -> list[Path]:
+    """Return what stands at the top of the host beside the standard directories, for every cell to hide.
+
+    Links are left out: what they lead to is hidden, or not, where it is.
+
+    Raises:
+        ConfigurationError: a name there cannot be given to firejail, so it could not be hidden.
+    """
+    found = []
+    for path in sorted(root.iterdir()):
+        if path.name in _STANDARD or path.is_symlink():
+            continue
+        if not re.fullmatch(r"[\w.+@:=-][\w .+@:=-]*", path.name):
+            raise ConfigurationError(f"{str(path)!r} cannot be hidden from cells: rename or remove it.")
+        found.append(path)
+    return found
+
+
+def _check(path: Path, what: str, refused: frozenset[str]) -> None:
+    """Refuse a path that firejail would read as something else, or cannot put into a cell."""
+    text = str(path)
+    if not _PATH.fullmatch(text) or ".." in path.parts:
+        raise ConfigurationError(
+            f"The {what} {text!r} must be absolute, of letters, digits and . _ + @ : = - only."
+        )
+    if path.parts[1] in refused:
+        raise ConfigurationError(
+            f"The {what} {path} cannot be had in a cell: firejail replaces /{path.parts[1]} there."
+        )
+    if path.resolve() != path:
+        raise ConfigurationError(f"The {what} {path} is a link to {path.resolve()}; give that path.")
+    if not path.exists():
+        raise ConfigurationError(f"The {what} {path} does not exist.")
+
+
+def version(program: Path) -> tuple[int, int, int]:
+    """Return firejail's version. Blocks for some milliseconds.
+
+    Raises:
+        SandboxUnavailable: it cannot be run, or what it prints is not firejail's.
+    """
+    command = LocalCommand(str(program))["--version"].formulate()
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False, env={}
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise SandboxUnavailable(f"{program} cannot be run: {error}.", reason="firejail_missing") from error
+    found = re.match(r"firejail version (\d+)\.(\d+)\.(\d+)", done.stdout)
+    if done.returncode or not found:
+        raise SandboxUnavailable(f"{program} does not say its version.", reason="firejail_missing")
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def firejail_environment(user: CellUser) -> dict[str, str]:
+    """Return firejail's own environment, built from nothing; the kernel's comes with the boot's order."""
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(user.home),
+        "USER": user.name,
+        "LOGNAME": user.name,
+        "LANG": "C.UTF-8",
+        # without this firejail may think itself in a container and run the program with no sandbox at all
+        "container": "docker",
+    }
+
+
+def kernel_environment(
+    user: CellUser,
+    profile: SandboxProfile,
+    environment: Path | None,
+    env: Mapping[str, str],
+    *,
+    limits: Limits,
+) -> dict[str, str]:
+    """Return the whole environment of a kernel, built from nothing.
+
+    `env` holds the kernelspec's variables under the request's, their names checked by the caller; neither
+    they nor the profile can change who the cell is.
+
+    Raises:
+        BadRequest: a value holds a zero.
+    """
+    cores = str(math.ceil(limits.cpus))
+    system = "/usr/local/bin:/usr/bin:/bin"
+    complete = {
+        "PATH": f"{environment}/bin:{system}" if environment else system,
+        "LANG": "C.UTF-8",
+        **dict.fromkeys(_THREAD_COUNTS, cores),
+        "MPLCONFIGDIR": f"{user.home}/.config/matplotlib",
+        **profile.environment,
+        **env,
+        "HOME": str(user.home),
+        "USER": user.name,
+        "LOGNAME": user.name,
+        "SHELL": "/bin/bash",
+    }
+    # a kernel that polls this pid would find it gone at once: in the cell it is another's
+    complete.pop("JPY_PARENT_PID", None)
+    for name, value in complete.items():
+        if "\0" in value:
+            raise BadRequest(f"The environment variable {name[:64]} holds a zero.")
+    return complete

@@ -1,0 +1,369 @@
+"""Launching one cell: firejail around the boot step, proof from outside, and the order to become a kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway.errors import BadRequest, SandboxUnavailable
+from gateway.models import Frozen, Limits
+from gateway.sandbox import confinement
+from gateway.sandbox.cell import Cell, Tail, settle
+from gateway.sandbox.cgroup import CgroupTree
+from gateway.sandbox.firejail import CellPaths, Firejail, firejail_environment, kernel_environment
+from gateway.sandbox.namespace import Entry, Leash
+from gateway.sandbox.profile import SandboxProfile
+from gateway.sandbox.users import UserPool, current_user
+from gateway.sandbox.wire import Connection, LaunchOrder
+
+SYSTEM_READ = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/proc")
+SYSTEM_PYTHON = "/usr/bin/python3"
+MAX_HELLO = 64 << 10
+# sockets are made with this umask, so that the gateway's group may connect to them
+KERNEL_UMASK = 0o007
+
+
+@dataclass(frozen=True, slots=True)
+class Privilege:
+    """What only a root warden has: pool users, the gateway's group, and firejail settings of its own."""
+
+    users: UserPool
+    gateway_gid: int
+    firejail_settings: Path
+
+
+class Launcher:
+    """Starts cells below `run_dir`; with a `privilege` each runs as a pool user, else as this very user.
+
+    A `refusal` says why no cell can be had on this machine: every launch is answered with it.
+    """
+
+    def __init__(
+        self,
+        *,
+        firejail: Firejail,
+        run_dir: Path,
+        home_dir: Path,
+        environment_roots: tuple[Path, ...],
+        cgroups: CgroupTree | None,
+        privilege: Privilege | None,
+        timeout_s: float,
+        refusal: str | None = None,
+    ) -> None:
+        self._firejail = firejail
+        self._refusal = refusal
+        self._run_dir = run_dir
+        self._home_dir = home_dir
+        self._environment_roots = environment_roots
+        self._cgroups = cgroups
+        self._privilege = privilege
+        self._timeout_s = timeout_s
+        self._boot = run_dir / "boot.py"
+
+    def prepare(self) -> None:
+        """Lay out the boot step where every cell can read it."""
+        source = Path(__file__).with_name("boot.py")
+        self._boot.unlink(missing_ok=True)
+        self._boot.write_bytes(source.read_bytes())
+        self._boot.chmod(0o444)
+
+    async def launch(self, order: LaunchOrder, profile: SandboxProfile) -> Cell:
+        """Start a cell and return it once proved confined and ordered to become its kernel.
+
+        Raises:
+            SandboxUnavailable: it could not be started or proved; nothing of it is left.
+            BadRequest: the order asks for what no cell may have.
+        """
+        if self._refusal:
+            raise SandboxUnavailable(self._refusal, reason="firejail_missing")
+        environment = self._environment(order.environment)
+        cell, warden = self._start(order, profile, environment)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                hello, pid = await receive_hello(warden)
+                self._prove(cell, pid, hello)
+                await asyncio.get_running_loop().sock_sendall(
+                    warden, json.dumps(self._boot_order(order, profile, cell, environment)).encode()
+                )
+        except TimeoutError:
+            await cell.end()
+            raise SandboxUnavailable(
+                f"The cell did not come up within {self._timeout_s:g} s.", reason="cell_timeout"
+            ) from None
+        except (SandboxUnavailable, OSError) as error:
+            ending = await cell.end()
+            said = f" firejail said: {ending.stderr[-500:]}" if ending.stderr else ""
+            message = (
+                error.message if isinstance(error, SandboxUnavailable) else f"The cell is gone: {error}."
+            )
+            raise SandboxUnavailable(message + said, reason=getattr(error, "reason", None)) from error
+        except BaseException:
+            await cell.end()
+            raise
+        finally:
+            warden.close()
+        return cell
+
+    def _environment(self, path: str | None) -> Path | None:
+        """Return a kernel environment's real path, if cells may see it."""
+        if path is None:
+            return None
+        real = Path(path).resolve()
+        if not any(real.is_relative_to(root) and real != root for root in self._environment_roots):
+            raise BadRequest(f"The kernel environment {path} is not below an allowed root.")
+        try:
+            facts = real.stat()
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"The kernel environment {path} cannot be used: {error.strerror}.", reason="no_environment"
+            ) from error
+        if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
+            raise BadRequest(f"The kernel environment {path} can be written by others.")
+        return real
+
+    def _start(
+        self, order: LaunchOrder, profile: SandboxProfile, environment: Path | None
+    ) -> tuple[Cell, socket.socket]:
+        with contextlib.ExitStack() as undo:
+            user = self._privilege.users.take() if self._privilege else current_user()
+            if self._privilege:
+                undo.callback(self._privilege.users.release, user)
+            cell_id = secrets.token_hex(6)
+            directory = self._run_dir / cell_id
+            directory.mkdir(mode=0o711)
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            home = directory / "h" if self._privilege else self._home_dir / cell_id
+            home.mkdir(mode=0o700)
+            undo.callback(shutil.rmtree, home, ignore_errors=True)
+            connection = self._connection(directory / "i", user.uid, user.gid)
+            cgroup = self._cgroups.create(cell_id, order.limits) if self._cgroups else None
+            if cgroup:
+                undo.callback(cgroup.remove)
+            paths = CellPaths(home=home, ipc=directory / "i", environment=environment, boot=self._boot)
+            program = [*interpreter(order.argv, environment), str(self._boot)]
+            command = self._firejail.command(profile, paths, program, limits=order.limits)
+            leash, held = os.pipe()
+            undo.callback(os.close, leash)
+            steps: list[Callable[[], Any]] = [Leash(held)]
+            files = tuple(cgroup.procs_files()) if cgroup else ()
+            if self._privilege:
+                steps.append(Entry(user, home, order.limits, self._privilege.firejail_settings, files))
+            else:
+                steps.append(Joining(files))
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(ours.close)
+            ours.setblocking(False)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            with theirs, os.fdopen(held, "wb"):
+                try:
+                    process = subprocess.Popen(
+                        command,
+                        stdin=theirs.fileno(),
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.PIPE,
+                        cwd="/",
+                        env=firejail_environment(user),
+                        umask=0o077,
+                        start_new_session=True,
+                        pass_fds=(held,),
+                        preexec_fn=lambda: [step() for step in steps],  # noqa: PLW1509 - the warden has one thread
+                    )
+                except (OSError, subprocess.SubprocessError) as error:
+                    raise SandboxUnavailable(
+                        f"firejail cannot be started: {error}.", reason="firejail_missing"
+                    ) from error
+            undo.pop_all()
+        assert process.stderr is not None  # noqa: S101
+        cell = Cell(
+            id=cell_id,
+            kernel_id=order.kernel_id,
+            user=user,
+            directory=directory,
+            home=home,
+            connection=connection,
+            process=process,
+            stderr=Tail(os.dup(process.stderr.fileno())),
+            started=time.monotonic(),
+            leash=leash,
+            cgroup=cgroup,
+            pool=self._privilege.users if self._privilege else None,
+        )
+        process.stderr.close()
+        record(directory, process.pid)
+        return cell, ours
+
+    def _connection(self, ipc: Path, uid: int, gid: int) -> Connection:
+        """Make the ipc directory and the connection file: the kernel binds, the gateway's group connects."""
+        ipc.mkdir(mode=0o700)
+        connection = Connection(ip=str(ipc / "k"), key=secrets.token_hex(32))
+        file = ipc / "c.json"
+        file.touch(mode=0o400)
+        file.chmod(0o600)
+        file.write_text(connection.model_dump_json())
+        file.chmod(0o400)
+        if self._privilege:
+            os.chown(file, uid, gid)
+            os.chown(ipc, uid, self._privilege.gateway_gid)
+            ipc.chmod(0o2770)
+        return connection
+
+    def _prove(self, cell: Cell, pid: int, hello: CellHello) -> None:
+        # the pidfd first: what is proved afterwards is proved of the process that it holds
+        cell.kernel_fd, cell.kernel_pid = os.pidfd_open(pid), pid
+        init = confinement.prove(
+            pid,
+            uid=cell.user.uid,
+            parent=cell.process.pid,
+            reported=hello.namespaces,
+            filtered=hello.filtered,
+        )
+        if cell.cgroup and pid not in cell.cgroup.pids():
+            raise SandboxUnavailable("The cell is not in its cgroup.", reason="not_confined")
+        cell.init_fd = os.pidfd_open(init)
+        if confinement.status(pid).get("PPid") != str(init):
+            raise SandboxUnavailable("The cell ended before it could be proved.", reason="cell_ended")
+        cell.landlock = hello.landlock
+
+    def _boot_order(
+        self, order: LaunchOrder, profile: SandboxProfile, cell: Cell, environment: Path | None
+    ) -> dict[str, Any]:
+        file = str(cell.ipc / "c.json")
+        argv = [argument.replace("{connection_file}", file) for argument in order.argv]
+        shared = [*([str(environment)] if environment else []), *profile.files.read_only]
+        return {
+            **program(argv, environment),
+            "environment": kernel_environment(
+                cell.user, profile, environment, order.env, limits=order.limits
+            ),
+            "umask": KERNEL_UMASK,
+            "limits": rlimits(order.limits, bounded_memory=cell.cgroup is not None),
+            "read": [*SYSTEM_READ, *shared, str(self._boot)],
+            "write": [str(cell.user.home), "/tmp", "/dev/shm", str(cell.ipc)],  # noqa: S108
+            "use": ["/dev"],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """Joins cgroups between fork and exec, where an ordinary user was delegated some."""
+
+    files: tuple[Path, ...]
+
+    def __call__(self) -> None:
+        """Write this process into the groups."""
+        for file in self.files:
+            file.write_text(str(os.getpid()))
+
+
+def record(directory: Path, pid: int) -> None:
+    """Note whose cell a directory is, so that the next warden can end what this one could not."""
+    (directory / "pid").write_text(f"{pid} {started(pid)}")
+
+
+def started(pid: int) -> str:
+    """Return when a process was started, in clock ticks since boot; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except OSError:
+        return ""
+
+
+def sweep(run_dir: Path) -> None:
+    """End the cells that a dead warden left below a directory, and remove what it noted of them."""
+    for directory in run_dir.glob("????????????"):
+        with contextlib.suppress(OSError, ValueError):
+            pid, since = (directory / "pid").read_text().split()
+            if since == started(int(pid)):
+                os.kill(int(pid), signal.SIGKILL)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class CellHello(Frozen):
+    """What the boot step says of the cell that it finds itself in; see `boot.main`."""
+
+    landlock: int
+    namespaces: dict[str, str]
+    filtered: dict[str, int]
+
+
+async def receive_hello(warden: socket.socket) -> tuple[CellHello, int]:
+    """Return the boot step's hello and its pid as this side sees it (SCM_CREDENTIALS cannot be forged).
+
+    Raises:
+        SandboxUnavailable: the cell ended without one, or said something else.
+    """
+    loop = asyncio.get_running_loop()
+    readable: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(warden, settle, readable)
+    try:
+        await readable
+        data, ancillary, _, _ = warden.recvmsg(MAX_HELLO, socket.CMSG_SPACE(struct.calcsize("3i")))
+    finally:
+        loop.remove_reader(warden)
+    if not data:
+        raise SandboxUnavailable("firejail ended before the cell was up.", reason="firejail_failed")
+    for level, kind, credentials in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+            pid, _, _ = struct.unpack("3i", credentials)
+            try:
+                return CellHello.model_validate_json(data), pid
+            except ValidationError:
+                break
+    raise SandboxUnavailable("The cell did not say who it is.", reason="not_confined")
+
+
+def interpreter(argv: tuple[str, ...], environment: Path | None) -> list[str]:
+    """Return the Python, with its options, that runs the boot step: the kernel's own where it is Python."""
+    module = python_module(argv, environment)
+    if module is None or environment is None:
+        return [SYSTEM_PYTHON, "-I"]
+    return [str(environment / "bin" / "python"), "-I", *argv[1:module]]
+
+
+def program(argv: list[str], environment: Path | None) -> dict[str, Any]:
+    """Return what the boot step becomes: a module in its own process, or a program by exec."""
+    module = python_module(argv, environment)
+    if module is not None and environment is not None:
+        return {"module": argv[module + 1], "arguments": argv[module + 2 :]}
+    if environment is not None and (environment / "bin" / argv[0]).exists():
+        argv = [str(environment / "bin" / argv[0]), *argv[1:]]
+    return {"exec": argv}
+
+
+def python_module(argv: list[str] | tuple[str, ...], environment: Path | None) -> int | None:
+    """Return the index of `-m` where a kernelspec's argv is the environment's Python running a module."""
+    if environment is None or not Path(argv[0]).name.startswith("python") or "-m" not in argv[1:-1]:
+        return None
+    index = argv.index("-m")
+    return index if all(option.startswith("-X") for option in argv[1:index]) else None
+
+
+def rlimits(limits: Limits, *, bounded_memory: bool) -> dict[str, int]:
+    """Return the limits that the boot step lowers in itself, by their names in `resource`."""
+    wanted = {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 1 << 20,
+        "RLIMIT_MSGQUEUE": 0,
+        "RLIMIT_NOFILE": limits.open_files,
+        "RLIMIT_FSIZE": limits.file_bytes,
+    }
+    if not bounded_memory:
+        # without a cgroup, address space is the only bound; libraries reserve far more of it than they use
+        wanted["RLIMIT_AS"] = max(4 << 30, math.ceil(limits.memory_bytes * 4))
+    return wanted

@@ -1,0 +1,141 @@
+"""The gateway's end of the conversation with the warden."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from gateway.errors import BadRequest, GatewayError, NotFound, SandboxUnavailable
+from gateway.sandbox.packets import Packets, connect
+from gateway.sandbox.wire import (
+    MAX_PACKET,
+    CellFacts,
+    Ending,
+    Hello,
+    Launch,
+    LaunchOrder,
+    OnCell,
+    Plain,
+)
+
+_KNOWN = {kind.code: kind for kind in (BadRequest, NotFound, SandboxUnavailable)}
+
+
+class WardenLink:
+    """Asks the warden behind a socket; connects when needed, and again after the warden was restarted."""
+
+    def __init__(self, path: Path, *, keep_s: float) -> None:
+        self._path = path
+        self._keep_s = keep_s
+        self._packets: Packets | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+
+    async def connect(self) -> None:
+        """Open the conversation, if it is not open. Raises SandboxUnavailable when no warden answers."""
+        if self._packets and self._packets.open:
+            return
+        try:
+            connected = connect(self._path)
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"The warden does not answer: {error.strerror}.", reason="warden_gone"
+            ) from error
+        self._packets = Packets(connected, self._answered, self._lost)
+        await self._ask(Hello(keep_s=self._keep_s))
+
+    async def launch(self, order: LaunchOrder) -> tuple[CellFacts, int]:
+        """Start a cell; return its facts and the kernel's pidfd, which is the caller's to close.
+
+        Raises:
+            SandboxUnavailable: there is no confined cell to be had.
+            BadRequest: the order is not one that the warden takes.
+        """
+        return await self._cell(Launch(order=order))
+
+    async def adopt(self, cell: str) -> tuple[CellFacts, int]:
+        """Return a live cell's facts and the kernel's pidfd. Raises NotFound."""
+        return await self._cell(OnCell(op="adopt", cell=cell))
+
+    async def cells(self) -> Sequence[str]:
+        """List the live cells."""
+        answer, _ = await self._ask_open(Plain(op="list"))
+        return [str(cell) for cell in answer["cells"]]
+
+    async def seal(self, cell: str) -> None:
+        """Take the ipc directory from a cell, once its sockets are connected."""
+        await self._ask_open(OnCell(op="seal", cell=cell))
+
+    async def interrupt(self, cell: str) -> None:
+        """Send SIGINT to a cell's kernel."""
+        await self._ask_open(OnCell(op="interrupt", cell=cell))
+
+    async def end(self, cell: str) -> Ending:
+        """Kill a cell as a whole and learn how it had ended. Raises NotFound."""
+        answer, _ = await self._ask_open(OnCell(op="end", cell=cell))
+        return Ending.model_validate(answer)
+
+    async def stop(self) -> None:
+        """Tell the warden to end every cell and itself."""
+        await self._ask_open(Plain(op="stop"))
+
+    def close(self) -> None:
+        """End the conversation; the warden keeps the cells for its grace."""
+        if self._packets:
+            self._packets.close()
+
+    async def _cell(self, body: BaseModel) -> tuple[CellFacts, int]:
+        answer, descriptors = await self._ask_open(body)
+        return CellFacts.model_validate(answer), descriptors[0]
+
+    async def _ask_open(self, body: BaseModel) -> tuple[dict[str, Any], list[int]]:
+        await self.connect()
+        return await self._ask(body)
+
+    async def _ask(self, body: BaseModel) -> tuple[dict[str, Any], list[int]]:
+        packets = self._packets
+        if packets is None or not packets.open:
+            raise SandboxUnavailable("The warden is gone.", reason="warden_gone")
+        number = next(self._numbers)
+        packet = {"id": number, "body": body.model_dump(mode="json")}
+        if len(str(packet)) > MAX_PACKET - 1024:
+            raise BadRequest("The kernel's environment and arguments are too large.")
+        answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        packets.send(packet)
+        try:
+            return await answer
+        finally:
+            self._waiting.pop(number, None)
+
+    def _answered(self, packet: dict[str, Any], descriptors: list[int]) -> None:
+        waiting = self._waiting.get(packet.get("id", -1))
+        if waiting is None or waiting.done():
+            # who asked was cancelled: a cell started for nobody must not live on
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._end_unclaimed(packet)
+        elif "error" in packet:
+            body = packet["error"]
+            kind = _KNOWN.get(body.get("code"), SandboxUnavailable)
+            waiting.set_exception(kind(body.get("message", ""), reason=body.get("reason")))
+        else:
+            waiting.set_result((packet["answer"], descriptors))
+
+    def _end_unclaimed(self, packet: dict[str, Any]) -> None:
+        cell = (packet.get("answer") or {}).get("cell")
+        if cell and self._packets:
+            body = OnCell(op="end", cell=cell)
+            self._packets.send({"id": next(self._numbers), "body": body.model_dump(mode="json")})
+
+    def _lost(self) -> None:
+        gone: GatewayError = SandboxUnavailable("The warden is gone.", reason="warden_gone")
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(gone)

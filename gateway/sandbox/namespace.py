@@ -1,0 +1,87 @@
+"""What a cell's launcher does to itself between fork and exec: own mounts, cgroup, uid."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.models import Limits
+from gateway.sandbox.users import CellUser
+
+CLONE_NEWNS = 0x00020000
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MS_NOSYMFOLLOW = 256
+MNT_DETACH = 2
+F_SETSIG = 10
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(source: str, target: Path, kind: str | None, flags: int, options: str = "") -> None:
+    """Make a mount, in bytes as mount(2) takes them. Raises OSError."""
+    arguments = [text.encode() if text is not None else None for text in (source, str(target), kind)]
+    if _libc.mount(*arguments, ctypes.c_ulong(flags), options.encode()):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), str(target))
+
+
+def unmount(target: Path) -> None:
+    """Detach what is mounted at a path, if anything is."""
+    _libc.umount2(str(target).encode(), MNT_DETACH)
+
+
+def own_mounts() -> None:
+    """Give this process a mount namespace of its own, from which nothing spreads. Raises OSError."""
+    if _libc.unshare(CLONE_NEWNS):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno), "unshare")
+    mount("none", Path("/"), None, MS_REC | MS_PRIVATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Leash:
+    """Has the process that calls it killed by the system when a pipe's last reader is gone.
+
+    The reader is the warden, so no cell outlives it, whoever else dies with it: PDEATHSIG would be cleared
+    by firejail's changes of uid. The writing end stays in firejail's own processes; it is closed in the cell.
+    """
+
+    writer: int
+
+    def __call__(self) -> None:
+        """Tie this process."""
+        fcntl.fcntl(self.writer, F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(self.writer, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self.writer, fcntl.F_SETFL, os.O_WRONLY | os.O_ASYNC)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The steps of a privileged launch; runs in the forked child, as root, and ends with firejail's exec."""
+
+    user: CellUser
+    home: Path
+    limits: Limits
+    firejail_settings: Path
+    cgroup_files: tuple[Path, ...]
+
+    def __call__(self) -> None:
+        """Enter: mounts that die with the cell, the cgroup before the exec, then the pool user's real uid."""
+        own_mounts()
+        size = f"size={self.limits.home_bytes},nr_inodes={self.limits.home_inodes}"
+        owner = f"mode=0700,uid={self.user.uid},gid={self.user.gid}"
+        mount("home", self.home, "tmpfs", MS_NOSUID | MS_NODEV, f"{size},{owner}")
+        # firejail's run files would stay behind when its parent is killed: here they vanish with the cell
+        mount("firejail", Path("/run/firejail"), "tmpfs", MS_NOSUID | MS_NODEV, "size=4m,mode=0755")
+        mount(str(self.firejail_settings), Path("/etc/firejail"), None, MS_BIND)
+        for file in self.cgroup_files:
+            file.write_text(str(os.getpid()))
+        os.setgroups([])
+        os.setresgid(self.user.gid, self.user.gid, self.user.gid)
+        # firejail needs a real uid that is not root's, and an effective one that is: no SUID bit involved
+        os.setresuid(self.user.uid, 0, 0)

@@ -1,0 +1,196 @@
+"""The warden: the small process that makes cells, is the parent of all, and ends them.
+
+It takes a dozen small validated requests from one unix socket, only from the gateway's uid or its own.
+Cells outlive a gateway by its `keep_s`; then the warden ends them and itself. Should the warden die, its
+keeper (keeper.py) ends every cell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from gateway.errors import BadRequest, GatewayError, NotFound, SandboxUnavailable
+from gateway.sandbox.cell import Cell
+from gateway.sandbox.launch import Launcher
+from gateway.sandbox.packets import Packets, peer_uid
+from gateway.sandbox.profile import SandboxProfile
+from gateway.sandbox.wire import REQUEST, CellFacts, Hello, Launch, OnCell, Plain, Request
+
+log = logging.getLogger("cellblock.warden")
+
+Answer = tuple[dict[str, Any], list[int]]
+
+
+class Warden:
+    """Serves one socket; `run` returns when told to stop or when no gateway came back in time."""
+
+    def __init__(
+        self,
+        *,
+        launcher: Launcher,
+        profiles: Mapping[str, SandboxProfile],
+        listener: socket.socket,
+        allowed_uids: frozenset[int],
+        keep_s: float,
+    ) -> None:
+        self._launcher = launcher
+        self._profiles = profiles
+        self._listener = listener
+        self._allowed_uids = allowed_uids
+        self._keep_s = keep_s
+        self._cells: dict[str, Cell] = {}
+        self._talks: set[Packets] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        self._alone: asyncio.TimerHandle | None = None
+        self._answers: dict[str, Callable[[OnCell], Awaitable[Answer]]] = {
+            "seal": self._seal,
+            "interrupt": self._interrupt,
+            "end": self._end,
+            "adopt": self._adopt,
+        }
+
+    async def run(self) -> None:
+        """Serve until stopped, then end every cell."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        self._listener.setblocking(False)
+        loop.add_reader(self._listener, self._accept)
+        self._await_gateway()
+        await self._stop.wait()
+        # closed at once, so that a gateway that starts now asks for another warden
+        loop.remove_reader(self._listener)
+        self._listener.close()
+        for talk in list(self._talks):
+            talk.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(cell.end() for cell in self._cells.values()), return_exceptions=True)
+
+    def _accept(self) -> None:
+        try:
+            connected, _ = self._listener.accept()
+        except OSError:
+            return
+        if peer_uid(connected) not in self._allowed_uids:
+            log.warning("a connection from uid %d was refused", peer_uid(connected))
+            connected.close()
+            return
+        talk = Packets(connected, lambda packet, fds: self._take(talk, packet, fds), lambda: self._left(talk))
+        self._talks.add(talk)
+        if self._alone:
+            self._alone.cancel()
+            self._alone = None
+
+    def _left(self, talk: Packets) -> None:
+        self._talks.discard(talk)
+        if not self._talks:
+            self._await_gateway()
+
+    def _await_gateway(self) -> None:
+        # without cells there is nothing to keep; a starting gateway still needs a moment to connect
+        wait = self._keep_s if self._cells else min(self._keep_s, 2.0)
+        self._alone = asyncio.get_running_loop().call_later(wait, self._stop.set)
+
+    def _take(self, talk: Packets, packet: dict[str, Any], descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        try:
+            request = REQUEST.validate_python(packet)
+        except ValidationError as error:
+            number = packet.get("id")
+            wrong = BadRequest(f"The warden does not take this: {error.errors()[0]['msg']}.")
+            talk.send({"id": number if isinstance(number, int) else -1, "error": wrong.body()})
+            return
+        task = asyncio.get_running_loop().create_task(self._answer(talk, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, talk: Packets, request: Request) -> None:
+        try:
+            answer, descriptors = await self._do(request.body)
+        except GatewayError as error:
+            if isinstance(error, SandboxUnavailable):
+                log.error("%s", error.message)
+            talk.send({"id": request.id, "error": error.body()})
+        except Exception:
+            log.exception("a request failed")
+            talk.send({"id": request.id, "error": SandboxUnavailable("The warden failed.").body()})
+        else:
+            talk.send({"id": request.id, "answer": answer}, descriptors)
+            if isinstance(request.body, Launch) and not talk.open:
+                # who asked is gone and has no record of it: nobody would ever end it
+                await self._end(OnCell(op="end", cell=answer["cell"]))
+
+    async def _do(self, body: Hello | Launch | OnCell | Plain) -> Answer:
+        match body:
+            case Hello():
+                self._keep_s = body.keep_s
+                return {"cells": len(self._cells)}, []
+            case Launch():
+                return await self._launch(body)
+            case OnCell():
+                return await self._answers[body.op](body)
+            case Plain(op="list"):
+                return {"cells": list(self._cells)}, []
+            case Plain():
+                self._stop.set()
+                return {}, []
+
+    async def _launch(self, body: Launch) -> Answer:
+        profile = self._profiles.get(body.order.profile)
+        if profile is None:
+            raise BadRequest(f"There is no sandbox profile {body.order.profile!r}.")
+        cell = await self._launcher.launch(body.order, profile)
+        self._cells[cell.id] = cell
+        log.info("cell %s started, pid %d, landlock %d", cell.id, cell.kernel_pid, cell.landlock)
+        return facts(cell), [cell.kernel_fd]
+
+    def _cell(self, body: OnCell) -> Cell:
+        cell = self._cells.get(body.cell)
+        if cell is None:
+            raise NotFound(f"There is no cell {body.cell}.")
+        return cell
+
+    async def _adopt(self, body: OnCell) -> Answer:
+        cell = self._cell(body)
+        return facts(cell), [cell.kernel_fd]
+
+    async def _seal(self, body: OnCell) -> Answer:
+        self._cell(body).seal()
+        return {}, []
+
+    async def _interrupt(self, body: OnCell) -> Answer:
+        with contextlib.suppress(ProcessLookupError):
+            self._cell(body).interrupt()
+        return {}, []
+
+    async def _end(self, body: OnCell) -> Answer:
+        cell = self._cell(body)
+        ending = await cell.end()
+        self._cells.pop(cell.id, None)
+        log.info("cell %s ended, exit code %s, oom %s", cell.id, ending.exit_code, ending.oom)
+        return ending.model_dump(), []
+
+
+def facts(cell: Cell) -> dict[str, Any]:
+    """Return what a gateway needs to talk to a cell's kernel."""
+    return CellFacts(
+        cell=cell.id,
+        kernel_id=cell.kernel_id,
+        connection=cell.connection,
+        landlock=cell.landlock,
+        age_s=time.monotonic() - cell.started,
+    ).model_dump(mode="json")

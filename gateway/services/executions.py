@@ -1,0 +1,153 @@
+"""Executions: code in, one result out, whatever the door."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from gateway.errors import BadRequest, GatewayError
+from gateway.models import ExecutionResult, ExecutionStatus, Scope
+from gateway.protocol.messages import MalformedMessage, make
+from gateway.protocol.outputs import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.models import DeathReason, ExecuteRequest, Message, Principal
+    from gateway.ports import Clock, KernelHandle
+    from gateway.services.kernels import KernelService
+    from gateway.settings import Settings
+
+# How long a cancelled caller is kept for the interrupt to take; it goes on without the caller after that.
+_ABANDON_WAIT_S = 1.0
+
+
+class ExecutionService:
+    """Runs code in kernels and folds what comes back into results."""
+
+    def __init__(self, kernels: KernelService, clock: Clock, settings: Settings) -> None:
+        self._kernels = kernels
+        self._clock = clock
+        self._settings = settings.executions
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    async def run(
+        self,
+        principal: Principal,
+        kernel_id: str,
+        request: ExecuteRequest,
+        *,
+        on_message: Callable[[Message], None] | None = None,
+    ) -> ExecutionResult:
+        """Execute code and wait for its end; `on_message` sees each of its messages as they come.
+
+        The kernel's handle keeps the deadline and answers for a kernel that dies, so an end always comes.
+        When the caller is cancelled, the execution is interrupted.
+
+        Raises Forbidden, NotFound, BadRequest (code that is not text), LimitReached (too many requests wait),
+        and what `on_message` raises.
+        """
+        handle = self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE)
+        message = _message(request)
+        collector = Collector(
+            message.msg_id,
+            max_bytes=min(handle.limits.output_bytes, self._settings.max_output_bytes),
+            started=self._clock.monotonic(),
+        )
+        listener = _Listener(handle, message.msg_id, collector, on_message)
+        with ExitStack() as attached:
+            attached.callback(handle.detach, listener)
+            handle.attach(listener, counts=False)
+            handle.send(message, listener, timeout_s=request.timeout_s)
+            try:
+                await listener.finished.wait()
+            except asyncio.CancelledError:
+                await self._abandon(listener, attached.pop_all())
+                raise
+            if listener.failure is not None:
+                await self._abandon(listener, attached.pop_all())
+                raise listener.failure
+        result = collector.result(self._clock.monotonic())
+        if listener.death is not None:
+            return result.model_copy(update={"status": ExecutionStatus.DEAD, "reason": listener.death})
+        return result
+
+    async def _abandon(self, listener: _Listener, attached: ExitStack) -> None:
+        # In a task of its own, so that a second cancellation of the caller does not stop it.
+        task = asyncio.create_task(listener.interrupt(attached))
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+        await asyncio.wait({task}, timeout=_ABANDON_WAIT_S)
+
+
+class _Listener:
+    """The private subscriber of one execution: folds its messages as they come, so that nothing queues."""
+
+    def __init__(
+        self,
+        handle: KernelHandle,
+        msg_id: str,
+        collector: Collector,
+        on_message: Callable[[Message], None] | None,
+    ) -> None:
+        self._handle = handle
+        self._msg_id = msg_id
+        self._collector = collector
+        self._on_message = on_message
+        self._begun = asyncio.Event()
+        self._over = False
+        self.finished = asyncio.Event()
+        self.failure: Exception | None = None
+        self.death: DeathReason | None = None
+
+    def deliver(self, message: Message) -> None:
+        """Fold one message; those of other executions are passed over."""
+        if message.parent_id != self._msg_id or self.finished.is_set():
+            return
+        self._begun.set()
+        try:
+            if self._on_message is not None:
+                self._on_message(message)
+            self._over = self._collector.feed(message, trusted=message.authored)
+        except Exception as error:  # noqa: BLE001 - run() raises it; the kernel's reader must not see it
+            self.failure = error
+            self.finished.set()
+        if self._over:
+            if self._handle.timed_out(self._msg_id):
+                self._collector.mark_timeout()
+            self.finished.set()
+
+    def ended(self, reason: DeathReason) -> None:
+        """Note that the kernel is gone for good."""
+        if not self.finished.is_set():
+            self.death = reason
+        self._over = True
+        self._begun.set()
+        self.finished.set()
+
+    async def interrupt(self, attached: ExitStack) -> None:
+        """Interrupt an execution that nobody waits for any more, then detach."""
+        self._on_message = None
+        with attached:
+            # Until it begins, an interrupt would hit what runs before it.
+            await self._begun.wait()
+            if not self._over:
+                with suppress(GatewayError):
+                    await self._handle.interrupt()
+
+
+def _message(request: ExecuteRequest) -> Message:
+    content = {
+        "code": request.code,
+        "silent": request.silent,
+        "store_history": request.store_history and not request.silent,
+        "user_expressions": {},
+        "allow_stdin": False,
+        "stop_on_error": request.stop_on_error,
+    }
+    try:
+        return make("shell", "execute_request", content, parent=None, session=uuid4().hex)
+    except MalformedMessage as error:
+        raise BadRequest("The code is not text that JSON can carry.") from error

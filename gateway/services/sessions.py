@@ -1,0 +1,245 @@
+"""Jupyter sessions: a path of an owner's, bound to one of the owner's kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager, suppress
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+from gateway.errors import BadRequest, GatewayError, Gone, LimitReached, NotFound
+from gateway.models import ExecutionState, Principal, Scope, SessionRecord
+from gateway.services.kernels import owns, require
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from gateway.ports import Clock, KernelHandle, Store
+    from gateway.services.kernels import KernelService
+
+    Pair = tuple[SessionRecord, KernelHandle]
+
+_MAX_SESSIONS = 1000  # of one owner: several may share a kernel, so the kernels' quota does not bound them
+_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")  # what no store keeps and no JSON carries
+_LENGTHS = {"path": 4096, "type": 256, "name": 1024}
+
+
+class SessionService:
+    """The sessions of every owner. A session's kernel is always its own owner's.
+
+    Work on one (owner, path) is done by one caller at a time; the store has the last word on a path.
+    """
+
+    def __init__(self, kernels: KernelService, store: Store, clock: Clock) -> None:
+        self._kernels = kernels
+        self._store = store
+        self._clock = clock
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    async def create(
+        self,
+        principal: Principal,
+        *,
+        path: str,
+        type: str,  # noqa: A002 - Jupyter's word
+        name: str | None = None,
+        kernel_name: str | None = None,
+        kernel_id: str | None = None,
+    ) -> Pair:
+        """Return the principal's session at a path, made if there is none, with a live kernel.
+
+        A session that stands keeps its kernel, whatever is asked for; one whose kernel is gone or dead gets
+        the kernel asked for: `kernel_id`, one of the owner's, or else a new one of `kernel_name`.
+
+        Raises Forbidden, BadRequest, NotFound (no such kernel), Conflict (the path was taken meanwhile),
+        LimitReached, StoreUnavailable, and what starting a kernel raises.
+        """
+        require(principal, Scope.KERNELS)
+        _check(path=path, type=type, name=name)
+        owner = principal.name
+        async with self._lock(owner, path):
+            mine = await self._store.sessions(owner)
+            old = next((record for record in mine if record.path == path), None)
+            bound = None if old is None else self._bound(old)
+            if old is not None and bound is not None and bound.state is not ExecutionState.DEAD:
+                return old, bound
+            if old is None and len(mine) >= _MAX_SESSIONS:
+                raise LimitReached(
+                    f"You have {len(mine)} sessions, as many as you may.", reason="max_sessions"
+                )
+            async with self._kernel(owner, kernel_name, kernel_id) as handle:
+                record = SessionRecord(
+                    id=str(uuid4()) if old is None else old.id,
+                    owner=owner,
+                    path=path,
+                    name=PurePosixPath(path).name if name is None else name,
+                    type=type,
+                    kernel_id=handle.id,
+                    kernel_name=handle.spec_name,
+                    created_at=self._clock.now() if old is None else old.created_at,
+                )
+                await self._store.put_session(record)
+            if bound is not None and bound.id != handle.id:
+                await self._end(owner, bound.id)
+        return record, handle
+
+    async def list(self, principal: Principal) -> list[Pair]:
+        """Return the principal's sessions, or everybody's for an admin; forget those without a kernel.
+
+        Raises Forbidden, StoreUnavailable.
+        """
+        require(principal, Scope.KERNELS)
+        everybody = principal.has(Scope.ADMIN)
+        pairs = []
+        for record in await self._store.sessions(None if everybody else principal.name):
+            handle = self._bound(record)
+            if handle is None:
+                await self._forget_gone(record)
+            else:
+                pairs.append((record, handle))
+        return pairs
+
+    async def owned(self, principal: Principal, session_id: str) -> SessionRecord:
+        """Return a session's record, if it is the principal's, whatever its kernel does.
+
+        Raises Forbidden, NotFound, StoreUnavailable.
+        """
+        require(principal, Scope.KERNELS)
+        record = await self._store.session(session_id)
+        if record is None or not owns(principal, record.owner):
+            raise _missing(session_id)
+        return record
+
+    async def get(self, principal: Principal, session_id: str) -> Pair:
+        """Return a session of the principal's. Raises Forbidden, NotFound (its kernel is gone, too)."""
+        record = await self.owned(principal, session_id)
+        handle = self._bound(record)
+        if handle is None:
+            await self._forget_gone(record)
+            raise _missing(session_id)
+        return record, handle
+
+    async def update(
+        self,
+        principal: Principal,
+        session_id: str,
+        *,
+        path: str | None = None,
+        name: str | None = None,
+        type: str | None = None,  # noqa: A002 - Jupyter's word
+        kernel_name: str | None = None,
+        kernel_id: str | None = None,
+    ) -> Pair:
+        """Move a session, rename it, or bind it to another kernel, which ends the one it had.
+
+        `kernel_id` wins over `kernel_name`, which starts a new kernel. Raises Forbidden, BadRequest, NotFound
+        (session or kernel), Conflict (a taken path), StoreUnavailable, and what starting a kernel raises.
+        """
+        require(principal, Scope.KERNELS)
+        _check(path=path, type=type, name=name)
+        async with self._held(principal, session_id) as record:
+            if not kernel_id and not kernel_name:
+                if self._bound(record) is None:
+                    await self._store.delete_session(record.id)
+                    raise _missing(session_id)
+                kernel_id = record.kernel_id
+            async with self._kernel(record.owner, kernel_name, kernel_id) as handle:
+                wanted = {"path": path, "name": name, "type": type}
+                changes = {key: value for key, value in wanted.items() if value is not None}
+                changes |= {"kernel_id": handle.id, "kernel_name": handle.spec_name}
+                changed = record.model_copy(update=changes)
+                if changed.path != record.path:
+                    await self._clear(changed.owner, changed.path)
+                await self._store.put_session(changed)
+            if handle.id != record.kernel_id:
+                await self._end(record.owner, record.kernel_id)
+        return changed, handle
+
+    async def delete(self, principal: Principal, session_id: str) -> None:
+        """End a session and its kernel. Raises Forbidden, NotFound; Gone when the kernel went first."""
+        async with self._held(principal, session_id) as record:
+            ended = await self._end(record.owner, record.kernel_id)
+            await self._store.delete_session(record.id)
+        if not ended:
+            raise Gone("The kernel of this session was gone before the session was deleted.")
+
+    def _lock(self, owner: str, path: str) -> asyncio.Lock:
+        return self._locks.setdefault((owner, path), asyncio.Lock())
+
+    @asynccontextmanager
+    async def _held(self, principal: Principal, session_id: str) -> AsyncIterator[SessionRecord]:
+        record = await self.owned(principal, session_id)
+        while True:
+            async with self._lock(record.owner, record.path):
+                current = await self.owned(principal, session_id)
+                if current.path == record.path:
+                    yield current
+                    return
+            record = current  # moved while we waited
+
+    @asynccontextmanager
+    async def _kernel(
+        self, owner: str, kernel_name: str | None, kernel_id: str | None
+    ) -> AsyncIterator[KernelHandle]:
+        """Give the kernel asked for; one that is started for it does not outlive a failure of the body."""
+        acting = _acting(owner)
+        if kernel_id:
+            yield self._kernels.get(acting, kernel_id)
+            return
+        handle = await self._kernels.create(acting, name=kernel_name)
+        try:
+            yield handle
+        except BaseException:
+            with suppress(GatewayError):
+                await self._kernels.delete(acting, handle.id)
+            raise
+
+    def _bound(self, record: SessionRecord) -> KernelHandle | None:
+        try:
+            return self._kernels.get(_acting(record.owner), record.kernel_id)
+        except NotFound:
+            return None
+
+    async def _end(self, owner: str, kernel_id: str) -> bool:
+        """End a session's kernel; tell whether it was there."""
+        try:
+            await self._kernels.delete(_acting(owner), kernel_id)
+        except NotFound:
+            return False
+        return True
+
+    async def _clear(self, owner: str, path: str) -> None:
+        for other in await self._store.sessions(owner):
+            if other.path == path and self._bound(other) is None:
+                await self._forget_gone(other)
+
+    async def _forget_gone(self, record: SessionRecord) -> None:
+        lock = self._lock(record.owner, record.path)
+        if lock.locked():
+            return  # somebody is at work on it, perhaps giving it a new kernel
+        async with lock:
+            current = await self._store.session(record.id)
+            if current == record:
+                await self._store.delete_session(record.id)
+
+
+def _acting(owner: str) -> Principal:
+    """Return the owner as a principal without an admin's reach, to handle the kernels of a session."""
+    return Principal(name=owner, key_id="", scopes=frozenset({Scope.KERNELS}))
+
+
+def _missing(session_id: str) -> NotFound:
+    return NotFound(f"Session not found: {session_id[:64]}")
+
+
+def _check(**texts: str | None) -> None:
+    for field, text in texts.items():
+        if text is None:
+            continue
+        if (not text and field != "name") or len(text) > _LENGTHS[field]:
+            raise BadRequest(f"A session's {field} must have 1 to {_LENGTHS[field]} characters.")
+        if _NOT_TEXT.search(text):
+            raise BadRequest(f"A session's {field} must be text without NUL.")

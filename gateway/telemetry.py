@@ -1,0 +1,172 @@
+"""What operators see: structured logs without secrets, and metrics."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+    from gateway.settings import LogSettings
+
+REDACTED = "***"
+
+_DEPTH = 8
+_NAMES = r"(?:token|secret|passw(?:or)?d|key_hash|authorization|cookie|pepper)"
+_SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_QUOTED = r""""(?:\\.|[^"\\\r\n])*"?|'(?:\\.|[^'\\\r\n])*'?"""
+_NAMED = rf"{_NAMES}[\w-]{{0,32}}"
+_AFTER_COLON = rf"""(?:{_QUOTED}|[^\s"'][^\r\n]*)"""
+_AFTER_EQUALS = rf"""(?:{_QUOTED}|(?:(?:token|bearer|basic)\s)?[^\s&"'#;,)\]}}]+)"""
+# Each pattern begins with a word and looks a bounded way on, so that hostile text cannot make it slow.
+_SCRUBS = tuple(
+    (re.compile(pattern, re.IGNORECASE), rf"\g<1>{REDACTED}")
+    for pattern in (
+        # our tokens, wherever they stand; the id says which key it was
+        r"(cb_[0-9a-f]{12}_)[\w-]+",
+        # Authorization: Bearer x   'Cookie': 'a=b'   {\"secret\": \"x\"}   (b'Authorization', b'x')
+        rf"""({_NAMED}(?:\\{{0,4}}["']\s{{0,8}}[:,=]|\s{{0,8}}:)\s{{0,8}}(?:b(?=["']))?){_AFTER_COLON}""",
+        # ?token=x   token%3Dx   secret_hash='x'   authorization=Bearer x
+        rf"({_NAMED}(?:=|%3D)\s{{0,8}}){_AFTER_EQUALS}",
+        # a credential that lost its header's name
+        r"\b((?:bearer|basic)\s{1,8})[\w.~+/=-]{8,}",
+    )
+)
+
+
+def scrub_text(text: str) -> str:
+    """Return a text without the secrets in it, and with control characters written out."""
+    for pattern, replacement in _SCRUBS:
+        text = pattern.sub(replacement, text)
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def scrub(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Remove secrets from everything in a log event: a structlog processor, to stand before the renderer."""
+    return {key: _scrubbed(key, value, _DEPTH) for key, value in event.items()}
+
+
+def _scrubbed(name: str, value: Any, depth: int) -> Any:
+    """Return a value fit for the log; what is no plain value becomes its scrubbed repr."""
+    if value is None or isinstance(value, bool):
+        return value
+    if _SECRET_NAME.search(name):
+        return REDACTED
+    if isinstance(value, int | float):
+        return value
+    if depth and isinstance(value, Mapping):
+        return {scrub_text(str(key)): _scrubbed(str(key), item, depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return [_scrubbed("", item, depth - 1) for item in value]
+    return scrub_text(value if isinstance(value, str) else repr(value))
+
+
+def configure_logging(settings: LogSettings) -> None:
+    """Send structlog's and the standard library's records to stderr, in one format and without secrets.
+
+    What is bound by `structlog.contextvars` (the request id) is on every line. Meant to be called once, at
+    the start of a process: it replaces the handlers of the root logger.
+    """
+    console = settings.format == "console" or (settings.format == "auto" and sys.stderr.isatty())
+    renderer: Processor = (
+        # plain tracebacks: the pretty ones print local variables, unscrubbed
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
+        if console
+        else structlog.processors.JSONRenderer()
+    )
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.StackInfoRenderer(),
+                structlog.processors.format_exc_info,
+                scrub,
+                renderer,
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.level.upper())
+    # At debug it logs the parameters of every statement, environments and hashes among them.
+    logging.getLogger("aiosqlite").setLevel(logging.INFO)
+    # A record that cannot be formatted would be dumped to stderr as it is, arguments and all.
+    logging.raiseExceptions = False
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(settings.level),
+    )
+
+
+class Metrics:
+    """The gateway's metrics, in a registry of their own.
+
+    The values of labels come from closed sets (route templates, kernelspecs, reasons), never from users.
+    """
+
+    content_type = CONTENT_TYPE_PLAIN_0_0_4
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "cellblock_requests",
+            "HTTP requests, by route template, method and status.",
+            ["route", "method", "status"],
+            registry=registry,
+        )
+        self.kernel_starts = Counter(
+            "cellblock_kernel_starts",
+            "Kernels asked for, by kernelspec and outcome.",
+            ["spec", "outcome"],
+            registry=registry,
+        )
+        self.kernel_start_seconds = Histogram(
+            "cellblock_kernel_start_seconds",
+            "Seconds from asking for a kernel to its first answer.",
+            buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40),
+            registry=registry,
+        )
+        self.kernel_deaths = Counter(
+            "cellblock_kernel_deaths", "Kernels that ended, by reason.", ["reason"], registry=registry
+        )
+        self.executions = Counter(
+            "cellblock_executions", "Executions that ended, by status.", ["status"], registry=registry
+        )
+        self.execution_seconds = Histogram(
+            "cellblock_execution_seconds",
+            "Seconds from an execute request to its end.",
+            buckets=(0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800),
+            registry=registry,
+        )
+        self.kernels = Gauge("cellblock_kernels", "Kernels that live now.", registry=registry)
+        self.sockets = Gauge("cellblock_sockets", "WebSockets that are open now.", registry=registry)
+        self.dropped_messages = Counter(
+            "cellblock_dropped_messages",
+            "Messages that were not delivered, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format, to be sent as `content_type`."""
+        return generate_latest(self._registry)

@@ -1,0 +1,442 @@
+"""Doubles of the ports, in memory: they keep the contracts, so that what is above is tested without cells.
+
+A `MemoryKernel` executes a language of its own: `wait` runs until it is interrupted, `print X` writes X to
+stdout, `raise X` raises X, and any other code has itself as its result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from gateway.errors import Conflict, GatewayError, KernelDead, LimitReached, StoreUnavailable
+from gateway.models import (
+    Channel,
+    DeathReason,
+    ExecutionState,
+    Kernel,
+    KernelRecord,
+    KernelSpec,
+    KeyRecord,
+    Limits,
+    Message,
+    Principal,
+    Scope,
+    SessionRecord,
+    timestamp,
+)
+from gateway.protocol.messages import content, make
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.ports import Clock, KernelHandle, KernelHost, Store, Subscriber
+
+
+def principal(name: str, *scopes: Scope) -> Principal:
+    """Return a principal with the default scopes, or with just those given."""
+    return Principal(
+        name=name, key_id=f"key-{name}", scopes=frozenset(scopes or (Scope.KERNELS, Scope.EXECUTE))
+    )
+
+
+def kernelspec(name: str = "python3", **changes: Any) -> KernelSpec:
+    """Return a kernelspec that nothing stands behind."""
+    fields: dict[str, Any] = {
+        "name": name,
+        "argv": ("python", "-m", "ipykernel_launcher", "-f", "{connection_file}"),
+        "display_name": f"The {name} kernel",
+        "language": "python",
+        "resource_dir": "/nonexistent",
+    }
+    return KernelSpec(**fields | changes)
+
+
+class ManualClock:
+    """A clock that only moves when told."""
+
+    def __init__(self) -> None:
+        self._seconds = 1000.0
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self._seconds += seconds
+
+    def monotonic(self) -> float:
+        """Return monotonic seconds."""
+        return self._seconds
+
+    def now(self) -> datetime:
+        """Return the moment in UTC."""
+        return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._seconds)
+
+
+class MemoryKernel:
+    """A kernel that answers from memory, a turn of the loop later, one execution at a time."""
+
+    def __init__(
+        self,
+        kernel_id: str,
+        owner: str,
+        spec: KernelSpec,
+        limits: Limits,
+        clock: Clock,
+        *,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.id = kernel_id
+        self.owner = owner
+        self.spec_name = spec.name
+        self.limits = limits
+        self.env = dict(env or {})
+        self.state = ExecutionState.IDLE
+        self.death: DeathReason | None = None
+        self.sent: list[tuple[Message, float | None]] = []
+        self.interrupts = 0
+        self.restarts = 0
+        self._profile = spec.profile
+        self._clock = clock
+        self._created = self._active = clock.monotonic()
+        self._started_at = clock.now()
+        self._executions = 0
+        self._subscribers: dict[int, tuple[Subscriber, bool]] = {}
+        self._waiting: deque[tuple[Message, Subscriber]] = deque()
+        self._running: tuple[Message, Subscriber] | None = None
+        self._late: set[str] = set()
+
+    @property
+    def connections(self) -> int:
+        """How many sockets are attached."""
+        return sum(counts for _, counts in self._subscribers.values())
+
+    @property
+    def subscribers(self) -> int:
+        """How many subscribers are attached, sockets or not."""
+        return len(self._subscribers)
+
+    def idle_for_s(self) -> float:
+        """Return seconds since the last activity; 0 while busy."""
+        return 0.0 if self.state is ExecutionState.BUSY else self._clock.monotonic() - self._active
+
+    def age_s(self) -> float:
+        """Return seconds since the kernel was created."""
+        return self._clock.monotonic() - self._created
+
+    def model(self) -> Kernel:
+        """Return the kernel as the REST API shows it."""
+        return Kernel(
+            id=self.id,
+            name=self.spec_name,
+            last_activity=timestamp(self._started_at + timedelta(seconds=self._active - self._created)),
+            execution_state=self.state,
+            connections=self.connections,
+            reason=self.death,
+            owner=self.owner,
+            profile=self._profile,
+            started_at=timestamp(self._started_at),
+            executions=self._executions,
+            limits=self.limits,
+        )
+
+    def attach(self, subscriber: Subscriber, *, counts: bool = True) -> None:
+        """Deliver messages to a subscriber."""
+        self._subscribers[id(subscriber)] = (subscriber, counts)
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Stop delivering to a subscriber."""
+        self._subscribers.pop(id(subscriber), None)
+
+    def send(self, message: Message, subscriber: Subscriber, *, timeout_s: float | None = None) -> None:
+        """Take a client's message; `timeout_s` is only noted, see `expire`."""
+        if len(self._waiting) >= 100:
+            raise LimitReached("Too many requests wait for this kernel.")
+        self.sent.append((message, timeout_s))
+        self._active = self._clock.monotonic()
+        if message.channel == "stdin":
+            return
+        self._waiting.append((message, subscriber))
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def timed_out(self, msg_id: str) -> bool:
+        """Tell whether this execution was interrupted by its deadline."""
+        return msg_id in self._late
+
+    async def interrupt(self) -> None:
+        """End what runs with a KeyboardInterrupt."""
+        if self.state is ExecutionState.DEAD:
+            raise KernelDead("The kernel is dead.", reason=self.death)
+        self.interrupts += 1
+        if self._running is not None:
+            self._finish("KeyboardInterrupt")
+
+    async def restart(self) -> None:
+        """Answer what is in flight, and be as new."""
+        self.restarts += 1
+        self._answer_all(DeathReason.KILLED)
+        self.state = ExecutionState.IDLE
+        self._executions = 0
+
+    async def shutdown(self, reason: DeathReason) -> None:
+        """End for good."""
+        self.die(reason)
+        for subscriber, _ in list(self._subscribers.values()):
+            subscriber.ended(reason)
+        self._subscribers.clear()
+
+    def die(self, reason: DeathReason) -> None:
+        """Die as a crashed kernel does: what is in flight is answered, and the kernel stays to be seen."""
+        self.state = ExecutionState.DEAD
+        self.death = reason
+        self._answer_all(reason)
+
+    def expire(self) -> None:
+        """Let the deadline of what runs pass."""
+        assert self._running is not None
+        self._late.add(self._running[0].msg_id)
+        self._finish("KeyboardInterrupt")
+
+    def _advance(self) -> None:
+        if self._running is not None or not self._waiting:
+            return
+        message, subscriber = self._waiting.popleft()
+        if self.state is ExecutionState.DEAD:
+            self._answer_dead(message, subscriber, self.death or DeathReason.KILLED)
+        elif message.msg_type != "execute_request":
+            self._publish(message, "status", {"execution_state": "busy"})
+            reply = message.msg_type.replace("_request", "_reply")
+            self._reply(message, subscriber, reply, {"status": "ok"})
+            self._publish(message, "status", {"execution_state": "idle"})
+        else:
+            self._execute(message, subscriber)
+        self._advance()
+
+    def _execute(self, message: Message, subscriber: Subscriber) -> None:
+        self.state = ExecutionState.BUSY
+        self._running = (message, subscriber)
+        self._executions += 1
+        code = str(content(message)["code"])
+        self._publish(message, "status", {"execution_state": "busy"})
+        self._publish(message, "execute_input", {"code": code, "execution_count": self._executions})
+        word, _, rest = code.partition(" ")
+        if word == "wait":
+            return
+        if word == "print":
+            self._publish(message, "stream", {"name": "stdout", "text": rest + "\n"})
+        elif word != "raise":
+            result = {"execution_count": self._executions, "data": {"text/plain": code}, "metadata": {}}
+            self._publish(message, "execute_result", result)
+        self._finish(rest if word == "raise" else None)
+
+    def _finish(self, ename: str | None) -> None:
+        assert self._running is not None
+        message, subscriber = self._running
+        error: dict[str, Any] = {"ename": ename, "evalue": "", "traceback": []}
+        reply: dict[str, Any] = {"status": "ok", "execution_count": self._executions, "user_expressions": {}}
+        if ename is not None:
+            self._publish(message, "error", error)
+            reply = {"status": "error", "execution_count": self._executions} | error
+        self._reply(message, subscriber, "execute_reply", reply)
+        self._running = None
+        self.state = ExecutionState.IDLE
+        self._active = self._clock.monotonic()
+        self._publish(message, "status", {"execution_state": "idle"})
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def _answer_all(self, reason: DeathReason) -> None:
+        in_flight = [*([self._running] if self._running else []), *self._waiting]
+        self._running = None
+        self._waiting.clear()
+        for message, subscriber in in_flight:
+            self._answer_dead(message, subscriber, reason)
+
+    def _answer_dead(self, message: Message, subscriber: Subscriber, reason: DeathReason) -> None:
+        error = {"ename": "KernelDied", "evalue": f"The kernel died: {reason}.", "traceback": []}
+        kind = message.msg_type.replace("_request", "_reply")
+        self._publish(message, "error", error, reason)
+        self._reply(message, subscriber, kind, {"status": "error"} | error, reason)
+        self._publish(message, "status", {"execution_state": "idle"}, reason)
+
+    def _publish(
+        self, parent: Message, kind: str, body: Mapping[str, Any], reason: DeathReason | None = None
+    ) -> None:
+        message = self._message("iopub", parent, kind, body, reason)
+        for subscriber, _ in list(self._subscribers.values()):
+            subscriber.deliver(message)
+
+    def _reply(
+        self,
+        parent: Message,
+        subscriber: Subscriber,
+        kind: str,
+        body: Mapping[str, Any],
+        reason: DeathReason | None = None,
+    ) -> None:
+        if id(subscriber) in self._subscribers:
+            subscriber.deliver(self._message(parent.channel, parent, kind, body, reason))
+
+    def _message(
+        self,
+        channel: Channel,
+        parent: Message,
+        kind: str,
+        body: Mapping[str, Any],
+        reason: DeathReason | None,
+    ) -> Message:
+        metadata = {} if reason is None else {"cellblock": {"reason": reason}}
+        message = make(channel, kind, body, parent=parent, session=self.id, metadata=metadata)
+        message.authored = reason is not None
+        return message
+
+
+class MemoryHost:
+    """A host of memory kernels. `hold` keeps starts waiting, `failure` makes them fail."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        specs: Sequence[KernelSpec] = (kernelspec(),),
+        limits: Limits | None = None,
+    ) -> None:
+        self.clock = clock
+        self.kernels: dict[str, MemoryKernel] = {}
+        self.removed: list[tuple[str, DeathReason]] = []
+        self.stubborn: set[str] = set()
+        self.failure: GatewayError | None = None
+        self.hold: asyncio.Event | None = None
+        self.starts = 0
+        self._specs = {spec.name: spec for spec in specs}
+        self._limits = limits or Limits()
+
+    def specs(self) -> Mapping[str, KernelSpec]:
+        """Return the kernelspecs, by name."""
+        return self._specs
+
+    def default_spec(self) -> str:
+        """Return the first kernelspec's name."""
+        return next(iter(self._specs))
+
+    def profile_limits(self, profile: str) -> Limits:  # noqa: ARG002
+        """Return the same limits for every profile."""
+        return self._limits
+
+    async def start(
+        self, *, kernel_id: str, owner: str, spec: KernelSpec, env: Mapping[str, str], limits: Limits
+    ) -> KernelHandle:
+        """Start a kernel after a turn of the loop, or when `hold` is set."""
+        self.starts += 1
+        await asyncio.sleep(0)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.failure is not None:
+            raise self.failure
+        kernel = MemoryKernel(kernel_id, owner, spec, limits, self.clock, env=env)
+        self.kernels[kernel_id] = kernel
+        return kernel
+
+    def get(self, kernel_id: str) -> KernelHandle | None:
+        """Return a kernel by id."""
+        return self.kernels.get(kernel_id)
+
+    def all(self) -> Sequence[KernelHandle]:
+        """Return every kernel, oldest first."""
+        return list(self.kernels.values())
+
+    async def remove(self, kernel_id: str, reason: DeathReason) -> None:
+        """End a kernel and forget it; those in `stubborn` refuse."""
+        await asyncio.sleep(0)
+        if kernel_id in self.stubborn:
+            raise OSError("The kernel does not end.")
+        kernel = self.kernels.pop(kernel_id, None)
+        if kernel is not None:
+            self.removed.append((kernel_id, reason))
+            await kernel.shutdown(reason)
+
+
+class MemoryStore:
+    """A store in memory; with `broken` set it does not answer. Every method gives the loop a turn first."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self._keys: dict[str, KeyRecord] = {}
+        self._kernels: dict[str, KernelRecord] = {}
+        self._sessions: dict[str, SessionRecord] = {}
+
+    async def add_key(self, key: KeyRecord) -> None:
+        """Keep a new API key."""
+        await self._turn()
+        self._keys[key.id] = key
+
+    async def key(self, key_id: str) -> KeyRecord | None:
+        """Return a key by id."""
+        await self._turn()
+        return self._keys.get(key_id)
+
+    async def keys(self) -> list[KeyRecord]:
+        """Return all keys, oldest first."""
+        await self._turn()
+        return list(self._keys.values())
+
+    async def revoke_key(self, key_id: str, at: datetime) -> bool:
+        """Mark a key revoked; tell whether it was not yet."""
+        await self._turn()
+        key = self._keys.get(key_id)
+        if key is None or key.revoked_at is not None:
+            return False
+        self._keys[key_id] = key.model_copy(update={"revoked_at": at})
+        return True
+
+    async def put_kernel(self, kernel: KernelRecord) -> None:
+        """Keep or replace a kernel's record."""
+        await self._turn()
+        self._kernels[kernel.id] = kernel
+
+    async def kernels(self) -> list[KernelRecord]:
+        """Return all kernel records, oldest first."""
+        await self._turn()
+        return list(self._kernels.values())
+
+    async def delete_kernel(self, kernel_id: str) -> None:
+        """Forget a kernel."""
+        await self._turn()
+        self._kernels.pop(kernel_id, None)
+
+    async def put_session(self, session: SessionRecord) -> None:
+        """Keep or replace a session. Raises Conflict on a path that its owner's other session has."""
+        await self._turn()
+        for other in self._sessions.values():
+            if (other.owner, other.path) == (session.owner, session.path) and other.id != session.id:
+                raise Conflict(f"There is a session at {session.path} already.")
+        self._sessions[session.id] = session
+
+    async def session(self, session_id: str) -> SessionRecord | None:
+        """Return a session by id."""
+        await self._turn()
+        return self._sessions.get(session_id)
+
+    async def sessions(self, owner: str | None = None) -> list[SessionRecord]:
+        """Return an owner's sessions, or everybody's, oldest first."""
+        await self._turn()
+        return [session for session in self._sessions.values() if owner in {None, session.owner}]
+
+    async def delete_session(self, session_id: str) -> None:
+        """Forget a session."""
+        await self._turn()
+        self._sessions.pop(session_id, None)
+
+    async def close(self) -> None:
+        """Let go of nothing."""
+
+    async def _turn(self) -> None:
+        await asyncio.sleep(0)
+        if self.broken:
+            raise StoreUnavailable("The store does not answer.")
+
+
+if TYPE_CHECKING:  # the doubles keep the ports' shapes, or mypy says so
+    _clock: Clock = ManualClock()
+    _host: KernelHost = MemoryHost(_clock)
+    _kernel: KernelHandle = MemoryKernel("", "", kernelspec(), Limits(), _clock)
+    _store: Store = MemoryStore()

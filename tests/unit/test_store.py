@@ -1,0 +1,400 @@
+"""The store keeps what it is given, for several processes at once, and says clearly when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from gateway.errors import ConfigurationError, Conflict, StoreUnavailable
+from gateway.models import KernelRecord, KeyRecord, Limits, Scope, SessionRecord
+from gateway.store import SCHEMA_VERSION, SqlStore, metadata
+
+START = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def a_key(key_id: str = "k1", **changes) -> KeyRecord:
+    """Return a key."""
+    fields = {
+        "id": key_id,
+        "principal": "alice",
+        "scopes": frozenset({Scope.KERNELS, Scope.ADMIN}),
+        "secret_hash": "ab" * 32,
+        "created_at": START,
+    }
+    return KeyRecord(**(fields | changes))
+
+
+def a_kernel(kernel_id: str = "n1", **changes) -> KernelRecord:
+    """Return a kernel."""
+    fields = {"id": kernel_id, "owner": "alice", "spec": "python3", "created_at": START, "limits": Limits()}
+    return KernelRecord(**(fields | changes))
+
+
+def a_session(session_id: str = "s1", **changes) -> SessionRecord:
+    """Return a session."""
+    fields = {
+        "id": session_id,
+        "owner": "alice",
+        "path": "work/ü 'a\".ipynb",
+        "name": "a",
+        "type": "notebook",
+        "kernel_id": "n1",
+        "kernel_name": "python3",
+        "created_at": START,
+    }
+    return SessionRecord(**(fields | changes))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return where a store may be made."""
+    return tmp_path / "state" / "gateway" / "cellblock.db"
+
+
+@pytest.fixture
+async def store(path):
+    """Return an open store."""
+    store = await SqlStore.open(path)
+    yield store
+    await store.close()
+
+
+async def reopen_with(store: SqlStore, pragma: str) -> None:
+    """Let the store's next connections obey one more pragma."""
+    sa.event.listen(store._engine.sync_engine, "connect", lambda connection, _: connection.execute(pragma))
+    await store._engine.dispose()
+
+
+async def test_keys(store):
+    """A key comes back as it was put, with its moments in UTC; revoking works once."""
+    east = timezone(timedelta(hours=9))
+    key = a_key(expires_at=START.astimezone(east) + timedelta(days=1))
+    await store.add_key(key)
+    await store.add_key(a_key("k0", created_at=START - timedelta(seconds=1)))
+
+    assert await store.key("k1") == key
+    assert (await store.key("k1")).expires_at.tzinfo is UTC
+    assert await store.key("other") is None
+    assert [kept.id for kept in await store.keys()] == ["k0", "k1"]
+
+    assert await store.revoke_key("k1", START.astimezone(east)) is True
+    assert await store.revoke_key("k1", START + timedelta(hours=1)) is False
+    assert await store.revoke_key("other", START) is False
+    assert (await store.key("k1")).revoked_at == START
+
+
+async def test_key_ids_are_not_reused(store):
+    """A second key of the same id is refused and the first stays."""
+    await store.add_key(a_key())
+
+    with pytest.raises(Conflict):
+        await store.add_key(a_key(principal="mallory"))
+
+    assert (await store.key("k1")).principal == "alice"
+
+
+async def test_kernels(store):
+    """A kernel's limits and environment survive; putting again replaces; deleting twice is harmless."""
+    limits = Limits(memory_bytes=1 << 28, idle_timeout_s=None, cpus=0.5)
+    kernel = a_kernel(limits=limits, env={"KERNEL_X": "ä\n\x00\u2028", "E": ""})
+    await store.put_kernel(kernel)
+    await store.put_kernel(a_kernel("n0"))
+    assert await store.kernels() == [a_kernel("n0"), kernel], "oldest first, then by id"
+
+    changed = kernel.model_copy(update={"env": {}})
+    await store.put_kernel(changed)
+    assert await store.kernels() == [a_kernel("n0"), changed]
+
+    await store.delete_kernel("n1")
+    await store.delete_kernel("n1")
+    assert await store.kernels() == [a_kernel("n0")]
+
+
+async def test_sessions(store):
+    """A path belongs to one session per owner; the same path of another owner is free."""
+    await store.put_session(a_session())
+    await store.put_session(a_session("s2", owner="bob", created_at=START + timedelta(seconds=1)))
+
+    with pytest.raises(Conflict, match="that path"):
+        await store.put_session(a_session("s3"))
+    await store.put_session(a_session("s3", path="b"))
+    with pytest.raises(Conflict, match="that path"):
+        await store.put_session(a_session("s3"))
+
+    assert (await store.session("s3")).path == "b"
+    assert [one.id for one in await store.sessions()] == ["s1", "s3", "s2"]
+    assert [one.id for one in await store.sessions("bob")] == ["s2"]
+    assert await store.sessions("nobody") == []
+
+    await store.put_session(a_session(name="renamed", path="c"))
+    assert await store.session("s1") == a_session(name="renamed", path="c")
+    await store.delete_session("s1")
+    await store.delete_session("s1")
+    assert await store.session("s1") is None
+
+
+async def test_records_survive_the_process(path):
+    """What one store wrote the next reads."""
+    first = await SqlStore.open(str(path))
+    await first.put_kernel(a_kernel())
+    await first.close()
+
+    second = await SqlStore.open(f"sqlite+aiosqlite:///{path}")
+    assert await second.kernels() == [a_kernel()]
+    await second.close()
+
+
+async def test_files_are_private(store, path):
+    """The directory, the database and its companions are the owner's alone, also when they were not."""
+    await store.put_kernel(a_kernel())
+    files = list(path.parent.iterdir())
+
+    assert {"cellblock.db", "cellblock.db-wal", "cellblock.db-shm"} == {file.name for file in files}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+    path.chmod(0o644)
+    await (await SqlStore.open(path)).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_sqlite_is_set_up_on_every_connection(store):
+    """Each connection writes ahead, waits for others, and checks foreign keys."""
+    async with store._engine.connect() as one, store._engine.connect() as two:
+        for connection in (one, two):
+            got = [
+                (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
+                for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
+            ]
+            assert got == ["wal", 1, 5000, 1]
+
+
+async def test_two_stores_write_at_once(store, path):
+    """Two stores on one file interleave their writes without losing one or failing."""
+    other = await SqlStore.open(path)
+    try:
+        await asyncio.gather(
+            *(
+                one.put_kernel(a_kernel(f"{name}{n:02}"))
+                for n in range(25)
+                for one, name in [(store, "a"), (other, "b")]
+            )
+        )
+        assert len(await store.kernels()) == len(await other.kernels()) == 50
+
+        outcomes = await asyncio.gather(
+            *(one.put_session(a_session(f"s{n}")) for n, one in enumerate([store, other] * 4)),
+            return_exceptions=True,
+        )
+        assert [type(outcome) for outcome in outcomes if outcome] == [Conflict] * 7
+        assert await store.sessions() == await other.sessions()
+    finally:
+        await other.close()
+
+
+async def test_two_processes_make_and_write_one_file(path):
+    """Processes that make the same store at the same moment all succeed."""
+    code = """
+import asyncio, sys
+from datetime import UTC, datetime
+from gateway.models import KernelRecord, Limits
+from gateway.store import SqlStore
+
+async def main():
+    sys.stdin.readline()
+    store = await SqlStore.open(sys.argv[1])
+    for n in range(10):
+        kernel_id, now = f"{sys.argv[2]}{n}", datetime.now(UTC)
+        await store.put_kernel(
+            KernelRecord(id=kernel_id, owner="a", spec="s", created_at=now, limits=Limits())
+        )
+    await store.close()
+
+asyncio.run(main())
+"""
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *[sys.executable, "-W", "error", "-c", code, str(path), name],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for name in "abc"
+    ]
+    printed = await asyncio.gather(*(process.communicate(b"\n") for process in processes))
+
+    assert [err.decode() for _, err in printed] == ["", "", ""]
+    store = await SqlStore.open(path)
+    assert len(await store.kernels()) == 30
+    await store.close()
+
+
+async def test_newer_store_is_refused_untouched(path):
+    """A store made by a newer program is not opened, and not changed."""
+    path.parent.mkdir(parents=True)
+    with sqlite3.connect(path) as made:
+        made.execute("CREATE TABLE schema (version INTEGER PRIMARY KEY)")
+        made.execute("INSERT INTO schema VALUES (?)", (SCHEMA_VERSION + 1,))
+    made.close()
+
+    with pytest.raises(ConfigurationError, match=f"version {SCHEMA_VERSION + 1}"):
+        await SqlStore.open(path)
+
+    made = sqlite3.connect(path)
+    assert made.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [("schema",)]
+    made.close()
+
+
+async def test_disk_full(store):
+    """A full disk is said in words; reading goes on."""
+    await store.put_kernel(a_kernel())
+    await reopen_with(store, "PRAGMA max_page_count=1")
+
+    with pytest.raises(StoreUnavailable, match="disk is full"):
+        await store.put_kernel(a_kernel("n2", env={"BIG": "x" * 1_000_000}))
+
+    assert await store.kernels() == [a_kernel()]
+
+
+async def test_read_only(store):
+    """A store that may not be written says so."""
+    await reopen_with(store, "PRAGMA query_only=ON")
+
+    with pytest.raises(StoreUnavailable, match="read-only"):
+        await store.put_session(a_session())
+
+
+async def test_locked_by_another(store, path):
+    """A lock that is never released ends in a clear error, not in a hang."""
+    await reopen_with(store, "PRAGMA busy_timeout=100")
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(StoreUnavailable, match="locked"):
+        await store.put_kernel(a_kernel())
+
+    holder.rollback()
+    holder.close()
+    await store.put_kernel(a_kernel())
+
+
+async def test_damaged_file_is_refused_and_leaves_no_thread(path):
+    """A file that is no database is an error at once, and nothing of the attempt stays."""
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a database, surely" * 1000)
+    await asyncio.to_thread(lambda: None)  # the loop's own worker is not of the store
+    before = set(threading.enumerate())
+
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        await SqlStore.open(path)
+
+    assert not [thread for thread in set(threading.enumerate()) - before if "asyncio" not in thread.name]
+
+
+async def test_unreadable_record_is_an_error_without_its_secrets(store, path):
+    """A row that makes no sense is not skipped, and the error does not quote it."""
+    await store.put_kernel(a_kernel())
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE kernels SET limits = '{\"hunter2\": 1}'")
+    raw.close()
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.kernels()
+
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+async def test_errors_do_not_quote_values(store):
+    """What failed to be written is in neither the error nor its cause."""
+    await reopen_with(store, "PRAGMA query_only=ON")
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.put_kernel(a_kernel(env={"KERNEL_PASSWORD": "hunter2"}))
+
+    assert "hunter2" not in f"{caught.value} {caught.value.__cause__}"
+
+
+async def test_place_that_cannot_be_made(tmp_path):
+    """A directory that cannot be made is a clear error."""
+    (tmp_path / "file").touch()
+
+    with pytest.raises(StoreUnavailable, match="cannot be made private"):
+        await SqlStore.open(tmp_path / "file" / "below" / "s.db")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite+aiosqlite://",
+        "sqlite+aiosqlite:///:memory:",
+        "nosuch://u:hunter2@h/d",
+        "://",
+        "sqlite:///x.db",
+        "mysql://u:hunter2@h/d",
+    ],
+)
+async def test_bad_urls(url, tmp_path, monkeypatch):
+    """A URL that cannot be used is a configuration error, and its password stays out of it."""
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigurationError) as caught:
+        await SqlStore.open(url)
+
+    assert "hunter2" not in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("delay", [0, 0.001, 0.003, 0.01])
+async def test_close_leaves_nothing(path, delay):
+    """After callers were cancelled midway and the store closed, no thread, descriptor or journal stays."""
+    await asyncio.to_thread(lambda: None)  # the loop's own worker is not of the store
+    before = set(threading.enumerate())
+    store = await SqlStore.open(path)
+    tasks = [asyncio.create_task(store.put_kernel(a_kernel(f"n{n}"))) for n in range(8)]
+    await asyncio.sleep(delay)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    await store.close()
+    await store.close()
+
+    late = set(threading.enumerate()) - before
+    for thread in late:
+        if "asyncio" not in thread.name:
+            await asyncio.to_thread(thread.join, 1)
+            assert not thread.is_alive()
+    opened = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [name for name in opened if name.startswith(str(path))]
+    assert [file.name for file in path.parent.iterdir()] == ["cellblock.db"], "checkpointed"
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.kernels()
+
+
+def test_tables_are_valid_on_postgresql():
+    """The schema compiles for PostgreSQL, with moments that know their zone."""
+    dialect = postgresql.dialect()
+    made = [
+        str(CreateTable(table, if_not_exists=True).compile(dialect=dialect))
+        for table in metadata.sorted_tables
+    ]
+    made += [
+        str(CreateIndex(index, if_not_exists=True).compile(dialect=dialect))
+        for table in metadata.sorted_tables
+        for index in table.indexes
+    ]
+
+    text = "\n".join(made)
+    assert "created_at TIMESTAMP WITH TIME ZONE NOT NULL" in text
+    assert "CREATE UNIQUE INDEX IF NOT EXISTS sessions_owner_path" in text
