@@ -15,6 +15,7 @@ from aiohttp import web
 from gateway.auth import KeyRing, load_pepper
 from gateway.clock import SystemClock
 from gateway.http import app as http_app
+from gateway.http.protocol import Protocol
 from gateway.kernels.host import LocalKernelHost
 from gateway.kernels.running import wire
 from gateway.kernels.specs import SpecCatalogue
@@ -27,9 +28,22 @@ from gateway.services.kernels import KernelService
 from gateway.services.sessions import SessionService
 from gateway.settings import Settings
 from gateway.store import SqlStore
-from gateway.telemetry import Metrics
+from gateway.telemetry import ExecutionLog, Metrics
 
 log = structlog.get_logger()
+
+
+async def listen(runner: web.AppRunner, listener: socket.socket, stack: contextlib.AsyncExitStack) -> None:
+    """Take connections, as `web.SockSite` does, by a protocol of our own, until the stack unwinds."""
+    loop, manager = asyncio.get_running_loop(), runner.server
+    assert manager is not None  # noqa: S101 - it is there after setup()
+
+    def connected() -> Protocol:
+        # without an access log: the middleware writes its own, which has no query in it
+        return Protocol(manager, loop=loop, access_log=None, auto_decompress=False)  # type: ignore[arg-type]
+
+    server = await loop.create_server(connected, sock=listener, backlog=128)
+    stack.callback(server.close)
 
 
 async def serve(settings: Settings, listener: socket.socket, *, keep: bool, privileged: bool) -> None:
@@ -64,15 +78,13 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool, priv
         )
         runner = web.AppRunner(
             application,
-            access_log=None,
             handle_signals=False,
             handler_cancellation=True,
-            auto_decompress=False,
-            shutdown_timeout=1.0,
+            shutdown_timeout=settings.server.drain_s,
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener).start()
+        await listen(runner, listener, stack)
         stop = stop_event()
         if not privileged:
             log.warning("single-tenant mode: all cells share this user's uid; see docs/security.md")
@@ -91,8 +103,10 @@ def make_host(settings: Settings, clock: SystemClock, metrics: Metrics, *, keep:
 
     link = WardenLink(settings.warden_socket, keep_s=settings.sandbox.keep_s if keep else 0.0)
     kernels = settings.kernels
+    catalogue = SpecCatalogue(kernels)
+    catalogue.specs()  # a wrong one shows now, and not at somebody's first request
     return LocalKernelHost(
-        catalogue=SpecCatalogue(kernels),
+        catalogue=catalogue,
         profiles=load_profiles(profile_dirs(settings.sandbox.profile_dirs)),
         wiring=wire(
             link,
@@ -105,14 +119,21 @@ def make_host(settings: Settings, clock: SystemClock, metrics: Metrics, *, keep:
         clock=clock,
         metrics=metrics,
         settings=kernels,
+        observer=ExecutionLog(metrics),
     )
 
 
 def stop_event() -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
+    """Return an event that SIGTERM and SIGINT set; they stay harmless once the loop is closed."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def told(_number: int, _frame: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop.set)
+
+    # not the loop's own handlers: those end with it, and the next signal would kill a gateway on its way out
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        signal.signal(number, told)
     return stop
 
 

@@ -207,6 +207,32 @@ class ExecutionResult(Model):
     truncated: bool = False
 
 
+class Origin(Frozen):
+    """Where a request came from: who, by which credential and door, from where, under which request id."""
+
+    principal: PrincipalName
+    key_id: str
+    door: Literal["rest", "websocket", "gateway"]
+    address: str | None = None
+    request_id: str | None = None
+
+
+class ExecutionRecord(Frozen):
+    """One ended execution, whatever its door; `output_bytes` counts what the kernel sent for it."""
+
+    id: str
+    kernel_id: str
+    owner: str
+    origin: Origin
+    code_sha256: str
+    code: str
+    status: ExecutionStatus
+    reason: DeathReason | None
+    started_at: datetime
+    duration_s: float
+    output_bytes: int
+
+
 @dataclass(slots=True)
 class Message:
     """One Jupyter message on one channel; the four JSON parts stay the kernel's own bytes.

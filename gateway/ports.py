@@ -8,6 +8,7 @@ from typing import Protocol
 
 from gateway.models import (
     DeathReason,
+    ExecutionRecord,
     ExecutionState,
     Kernel,
     KernelRecord,
@@ -15,6 +16,7 @@ from gateway.models import (
     KeyRecord,
     Limits,
     Message,
+    Origin,
     Principal,
     SessionRecord,
 )
@@ -102,8 +104,15 @@ class KernelHandle(Protocol):
         """Stop delivering to a subscriber. Detaching twice is harmless."""
         ...
 
-    def send(self, message: Message, subscriber: Subscriber, *, timeout_s: float | None = None) -> None:
-        """Send a client's message to the kernel; replies come to this subscriber.
+    def send(
+        self,
+        message: Message,
+        subscriber: Subscriber,
+        *,
+        timeout_s: float | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        """Send a client's message to the kernel; replies come to this subscriber, its record has `origin`.
 
         An execute_request gets a deadline of `timeout_s`: `limits.timeout_s` when None, and at most
         `limits.max_timeout_s`.
@@ -131,6 +140,14 @@ class KernelHandle(Protocol):
 
     async def shutdown(self, reason: DeathReason) -> None:
         """End the kernel and everything it ever started."""
+        ...
+
+
+class ExecutionObserver(Protocol):
+    """Somebody who must know of every execution that ended. May not block or raise."""
+
+    def ended(self, record: ExecutionRecord) -> None:
+        """Take the record of an execution, once, whatever became of it."""
         ...
 
 

@@ -94,21 +94,24 @@ def make_reachable(paths: Iterable[Path]) -> None:
     Raises:
         ConfigurationError: the view cannot be made.
     """
-    closed: dict[Path, list[tuple[Path, int]]] = {}
+    closed: dict[Path, list[Path]] = {}
     for path in sorted(set(paths)):
         barrier = next((above for above in reversed(path.parents) if not above.stat().st_mode & 0o001), None)
         if barrier and path.exists():
-            closed.setdefault(barrier, []).append((path, os.open(path, os.O_PATH | os.O_CLOEXEC)))
+            closed.setdefault(barrier, []).append(path)
     if not closed:
         return
+    os.umask(0o022)
     try:
         own_mounts()
         for barrier, inside in closed.items():
+            # opened among the own mounts: nothing of another namespace can be bound
+            opened = [(path, os.open(path, os.O_PATH | os.O_CLOEXEC)) for path in inside]
             mount("view", barrier, "tmpfs", MS_NOSUID | MS_NODEV, "size=64k,mode=0755")
-            for path, descriptor in inside:
+            for path, descriptor in opened:
                 # a path below one that is bound already is there with it
                 if not path.exists():
-                    path.mkdir(mode=0o755, parents=True)
+                    path.mkdir(parents=True)
                     mount(f"/proc/self/fd/{descriptor}", path, None, MS_BIND | MS_REC)
                 os.close(descriptor)
     except OSError as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,12 +18,35 @@ from pydantic_settings import (
 )
 
 from gateway.errors import ConfigurationError
+from gateway.models import PrincipalName, Scope
+
+Bound = Annotated[int, Field(ge=1)] | Literal["unlimited"]
 
 
 class Group(BaseModel):
     """A group of settings; an unknown name in it is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TlsSettings(Group):
+    """The gateway's own TLS; without a certificate it speaks plain HTTP."""
+
+    cert: Path | None = Field(None, description="Certificate chain (PEM); turns TLS on, together with `key`.")
+    key: Path | None = Field(
+        None, description="Its private key (PEM), which other users must not be able to read."
+    )
+    client_ca: Path | None = Field(
+        None, description="CA certificates (PEM): clients must show a certificate of theirs."
+    )
+    min_version: Literal["1.2", "1.3"] = Field("1.2", description="Oldest TLS that is spoken.")
+    check_interval_s: float = Field(5.0, gt=0, description="Seconds between looks for new files.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.cert is None) != (self.key is None) or (self.client_ca and self.cert is None):
+            raise ValueError("cert and key belong together, and client_ca needs them")
+        return self
 
 
 class ServerSettings(Group):
@@ -40,6 +65,27 @@ class ServerSettings(Group):
     allow_origins: tuple[str, ...] = Field(
         (), description="Browser origins, beside the gateway's own, that may call the API."
     )
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Host names it answers for; empty means any, and on loopback the loopback names.",
+    )
+    behind_proxy: bool = Field(
+        False,
+        description="A proxy in front ends TLS: bind any address, count no connections per address.",
+    )
+    max_connections: int = Field(1000, ge=1, description="Open connections; more are closed at once.")
+    max_connections_per_address: int = Field(
+        250, ge=1, description="Open connections of one client address, likewise."
+    )
+    max_header_bytes: int = Field(
+        32 << 10, ge=1024, description="Largest head of a request: its line and headers together."
+    )
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds for a TLS handshake, and for a whole head."
+    )
+    body_timeout_s: float = Field(60.0, gt=0, description="Seconds for a whole request body.")
+    keepalive_s: float = Field(75.0, gt=0, description="Seconds that an idle connection stays open.")
+    tls: TlsSettings = Field(default_factory=TlsSettings, description="The gateway's own TLS.")
 
 
 class SandboxSettings(Group):
@@ -84,6 +130,10 @@ class KernelsSettings(Group):
     ready_timeout_s: float = Field(
         40.0, gt=0, description="Seconds for a kernel to answer after its cell is up."
     )
+    max_starting: int = Field(
+        8, ge=1, description="Kernels that start at the same time; more wait their turn."
+    )
+    start_queue_s: float = Field(30.0, ge=0, description="Longest wait for that turn; then 429.")
     max_pending: int = Field(1000, ge=1, description="Requests waiting for one kernel; more are refused.")
     max_message_bytes: int = Field(32 << 20, ge=1 << 20, description="Largest message taken from a kernel.")
     cull_interval_s: float = Field(5.0, gt=0, description="Seconds between looks at idle and old kernels.")
@@ -98,6 +148,78 @@ class ExecutionsSettings(Group):
 
     max_timeout_s: float = Field(3600.0, gt=0, description="Longest execution that anyone may ask for.")
     max_output_bytes: int = Field(50 << 20, ge=1024, description="Most output kept for one REST execution.")
+
+
+class OidcSettings(Group):
+    """JWTs of an OpenID Connect issuer, beside the gateway's own keys."""
+
+    issuer: str | None = Field(None, description="Issuer URL, as in `iss`; turns JWTs on.")
+    audience: str | None = Field(None, description="What `aud` must name; needed with an issuer.")
+    jwks_url: str | None = Field(
+        None, description="Where its keys are; discovered from the issuer when unset."
+    )
+    algorithms: tuple[Literal["RS256", "ES256", "EdDSA"], ...] = Field(
+        ("RS256", "ES256"), min_length=1, description="Signatures that are taken: RS256, ES256, EdDSA."
+    )
+    principal_claim: str = Field("sub", min_length=1, description="The claim that names the principal.")
+    scopes_claim: str = Field(
+        "scope", min_length=1, description="The claim that grants: words in a string, or a list of strings."
+    )
+    scopes: dict[str, tuple[Scope, ...]] = Field(
+        {f"cellblock:{scope}": (scope,) for scope in Scope},
+        description="What each word of that claim grants; other words grant nothing.",
+    )
+    leeway_s: float = Field(10.0, ge=0, le=300, description="Clock difference that is forgiven.")
+    keys_max_age_s: float = Field(
+        3600.0, gt=0, description="Seconds after which the issuer's keys are fetched anew."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.issuer is None) != (self.audience is None):
+            raise ValueError("issuer and audience belong together")
+        for url in (self.issuer, self.jwks_url):
+            if url is not None and not url.startswith(("https://", "http://127.0.0.1:", "http://localhost:")):
+                raise ValueError("an issuer is reached over https")
+        return self
+
+
+class AuthSettings(Group):
+    """Whose credentials are taken, beside the gateway's own keys."""
+
+    oidc: OidcSettings = Field(default_factory=OidcSettings, description="JWTs of an OpenID Connect issuer.")
+
+
+class PrincipalQuota(Group):
+    """One principal's own quotas; what is unset is as for everybody."""
+
+    kernels: Bound | None = None
+    starts_per_minute: Bound | None = None
+    executions_per_minute: Bound | None = None
+    concurrent_executions: Bound | None = None
+    cpu_s_per_day: Bound | None = None
+    output_bytes_per_day: Bound | None = None
+    storage_bytes: Bound | None = None
+    sockets: Bound | None = None
+
+
+class QuotaSettings(Group):
+    """How much each principal may use; "unlimited" is a value everywhere. Days are UTC's."""
+
+    starts_per_minute: Bound = Field(120, description="Kernels started or restarted in any 60 seconds.")
+    executions_per_minute: Bound = Field(
+        1200, description="Executions begun in any 60 seconds, over all doors."
+    )
+    concurrent_executions: Bound = Field(
+        "unlimited", description="Kernels that execute at the same time; those of one kernel run one by one."
+    )
+    cpu_s_per_day: Bound = Field("unlimited", description="CPU seconds of all kernels together, per day.")
+    output_bytes_per_day: Bound = Field("unlimited", description="Bytes that executions send, per day.")
+    storage_bytes: Bound = Field(1 << 30, description="Bytes kept in workspaces.")
+    sockets: Bound = Field(100, description="Open WebSockets.")
+    principals: dict[PrincipalName, PrincipalQuota] = Field(
+        {}, description="Other quotas for some principals, by name: these, and `kernels`."
+    )
 
 
 class LogSettings(Group):
@@ -134,6 +256,10 @@ class Settings(BaseSettings):
     )
     executions: ExecutionsSettings = Field(
         default_factory=ExecutionsSettings, description="Bounds on executions."
+    )
+    auth: AuthSettings = Field(default_factory=AuthSettings, description="Whose credentials are taken.")
+    quotas: QuotaSettings = Field(
+        default_factory=QuotaSettings, description="How much each principal may use."
     )
     log: LogSettings = Field(default_factory=LogSettings, description="What is logged.")
 
@@ -186,15 +312,24 @@ def load(config: Path | None = None, **overrides: Any) -> Settings:
 
 def as_toml(settings: Settings) -> str:
     """Write settings as the TOML file that would give them; what is unset stays out."""
-    tables: list[str] = []
-    top: list[str] = []
-    for name, value in settings.model_dump(mode="json").items():
+    return "\n\n".join(_tables(settings.model_dump(mode="json"), ())) + "\n"
+
+
+def _tables(values: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    lines = [f"{_key(name)} = {_toml(value)}" for name, value in values.items() if _is_plain(value)]
+    if lines:
+        yield "\n".join([f"[{'.'.join(map(_key, path))}]", *lines] if path else lines)
+    for name, value in values.items():
         if isinstance(value, dict):
-            lines = [f"{key} = {_toml(item)}" for key, item in value.items() if item is not None]
-            tables.append("\n".join([f"[{name}]", *lines]))
-        else:
-            top.append(f"{name} = {_toml(value)}")
-    return "\n\n".join(["\n".join(top), *tables]) + "\n"
+            yield from _tables(value, (*path, name))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
 
 
 def _toml(value: Any) -> str:

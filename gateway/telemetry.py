@@ -15,7 +15,10 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
+    from gateway.models import ExecutionRecord
     from gateway.settings import LogSettings
+
+log = structlog.get_logger(__name__)
 
 REDACTED = "***"
 
@@ -170,3 +173,26 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format, to be sent as `content_type`."""
         return generate_latest(self._registry)
+
+
+class ExecutionLog:
+    """Counts and logs every execution that ended, with a hash of its code: a `ports.ExecutionObserver`."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def ended(self, record: ExecutionRecord) -> None:
+        """Take the record of an execution."""
+        self._metrics.executions.labels(record.status.value).inc()
+        self._metrics.execution_seconds.observe(record.duration_s)
+        log.info(
+            "execution_ended",
+            kernel=record.kernel_id,
+            owner=record.owner,
+            status=record.status.value,
+            reason=record.reason,
+            duration_s=round(record.duration_s, 6),
+            output_bytes=record.output_bytes,
+            code_sha256=record.code_sha256,
+            request_id=record.origin.request_id,
+        )

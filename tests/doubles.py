@@ -22,6 +22,7 @@ from gateway.models import (
     KeyRecord,
     Limits,
     Message,
+    Origin,
     Principal,
     Scope,
     SessionRecord,
@@ -148,7 +149,14 @@ class MemoryKernel:
         """Stop delivering to a subscriber."""
         self._subscribers.pop(id(subscriber), None)
 
-    def send(self, message: Message, subscriber: Subscriber, *, timeout_s: float | None = None) -> None:
+    def send(
+        self,
+        message: Message,
+        subscriber: Subscriber,
+        *,
+        timeout_s: float | None = None,
+        origin: Origin | None = None,
+    ) -> None:
         """Take a client's message; `timeout_s` is only noted, see `expire`."""
         if len(self._waiting) >= 100:
             raise LimitReached("Too many requests wait for this kernel.")

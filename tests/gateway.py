@@ -51,9 +51,9 @@ class Gateway:
         self.state_dir = state_dir or new_state_dir()
         self._arguments = arguments
         self._env = {**os.environ, "CELLBLOCK_LOG__FORMAT": "json", **(env or {})}
-        # an ordinary user's commands go through setpriv, as root runs the tests
+        # root runs the tests, and an ordinary user may not see where they lie
         self._prefix = (
-            [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups"]
+            [] if user is None else [sys.executable, "-P", str(Path(__file__).with_name("as_user.py")), user]
         )
         self._keys: dict[tuple[str, str | None], str] = {}
         self.process: subprocess.Popen[bytes] | None = None
@@ -137,14 +137,15 @@ class Gateway:
     def kernel_pids(self) -> list[int]:
         """List this gateway's Python kernels as the host's pids, the one started last at the end."""
         parents, kernels = {}, []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
+        for entry in Path("/proc").glob("[1-9]*"):
             with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{entry}/stat").read_text().rsplit(")", 1)[1].split()
-                parents[int(entry)] = int(fields[1])
-                line = Path(f"/proc/{entry}/cmdline").read_bytes()
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                pid = int(entry.name)
+                parents[pid] = int(fields[1])
+                line = (entry / "cmdline").read_bytes()
                 # the kernel leads a session of its own, which firejail and the kernel's children do not
-                if b"boot.py" in line and b"firejail" not in line and int(fields[3]) == int(entry):
-                    kernels.append((int(fields[19]), int(entry)))
+                if b"boot.py" in line and b"firejail" not in line and int(fields[3]) == pid:
+                    kernels.append((int(fields[19]), pid))
         wardens = set(self.warden_pids())
 
         def ours(pid: int) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.gateway import Client, Gateway
 
-RUN_DIRS = ("/run/cellblock", "/var/tmp/cellblock-*")
+RUN_DIRS = ("run/cellblock", "run/user/*/cellblock", "tmp/cellblock-*")
 
 
 def tree(gateway: Gateway) -> str:
@@ -43,6 +43,11 @@ def kernels(gateway: Gateway) -> list[int]:
     return [pid for pid, line in cells(gateway).items() if "boot.py" in line.split(" --", 1)[0]]
 
 
+def run_dirs(gateway: Gateway) -> list[Path]:
+    """Return the directories of a gateway's cells: one, while its warden lives."""
+    return [path for pattern in RUN_DIRS for path in Path("/").glob(f"{pattern}/{tree(gateway)}")]
+
+
 def traces(gateway: Gateway) -> list[str]:
     """List what a gateway has on this machine beside its state directory and its own process."""
     name = tree(gateway)
@@ -51,7 +56,7 @@ def traces(gateway: Gateway) -> list[str]:
     found += [f"keeper {pid}" for pid in gateway.keeper_pids()]
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/cellblock/{name}")]
     found += [str(path) for path in Path("/sys/fs/cgroup").glob(f"cellblock/{name}")]
-    found += [str(path) for pattern in RUN_DIRS for path in Path("/").glob(f"{pattern[1:]}/{name}")]
+    found += [str(path) for path in run_dirs(gateway)]
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     found += [line for line in mounts if name in line]
     homes = gateway.state_dir / "warden" / "homes"

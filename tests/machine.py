@@ -57,14 +57,23 @@ def entries(path: Path) -> int:
     return len(list(path.iterdir())) if path.is_dir() else 0
 
 
-def remains(gateway: Gateway) -> dict[str, object]:
+def grown(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """Tell what there is more of; the gateway's connections and pool threads come and go by a few."""
+    few = {"descriptors": 10, "threads": 10}
+    return {
+        name: after[name] - before[name] for name in after if after[name] > before[name] + few.get(name, 0)
+    }
+
+
+def remains(gateway: Gateway) -> dict[str, int]:
     """Count what kernels could leave: on the machine, and in the gateway, its warden and its keeper."""
     assert gateway.process is not None
     pids = [gateway.process.pid, *gateway.warden_pids(), *gateway.keeper_pids()]
     return {
         "kernels": len(kernels_of(gateway)),
-        "descriptors": [entries(PROC / str(pid) / "fd") for pid in pids],
-        "threads": [entries(PROC / str(pid) / "task") for pid in pids],
+        "descriptors": entries(PROC / str(pids[0]) / "fd"),
+        "warden descriptors": sum(entries(PROC / str(pid) / "fd") for pid in pids[1:]),
+        "threads": sum(entries(PROC / str(pid) / "task") for pid in pids),
         "children": sum(len(children_of(pid)) for pid in pids[1:]),
         "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
         "cgroups": len(cells_of(gateway)),

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import kernels, keys, run, serve
+from gateway.cli import doctor, kernels, keys, run, serve
 from gateway.errors import GatewayError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("run")(run.run)
+app.command("doctor")(doctor.doctor)
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 

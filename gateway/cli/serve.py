@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
+import signal
 import socket
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,8 +67,14 @@ def serve(
     )
     daemon.ensure(settings)
     as_service_user(settings)
+    # a kernel takes about a dozen descriptors, and a soft limit is often 1024
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     configure_logging(settings.log)
     asyncio.run(serve_gateway(settings, listener, keep=not no_keep, privileged=privileged))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # Python lets go of its handlers on the way out
+        signal.signal(number, signal.SIG_IGN)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -63,8 +63,8 @@ class KernelConnection:
     ) -> ExecutionResult:
         """Run code and return what it gave; `on_message` sees each message of it as it comes.
 
-        After `timeout_s` seconds, or its own limit if that is less, the gateway interrupts the code or kills the
-        kernel, and the result has the status `timeout`.
+        After `timeout_s` seconds, or its own limit if that is less, the gateway interrupts the code or kills
+        the kernel, and the result has the status `timeout`.
 
         Raises:
             ConnectionLost: the gateway closed the socket before the end; the error has the result so far.

@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest
 from gateway.http.connection import Connection
-from gateway.http.context import context, principal
+from gateway.http.context import context, origin, principal
 from gateway.http.outbox import Outbox
 from gateway.models import Scope
 from gateway.protocol.websocket import V1, framing
@@ -35,6 +35,7 @@ async def channels(request: web.Request) -> web.WebSocketResponse:
         socket,
         cast("asyncio.Transport", request.transport),
         principal=who,
+        origin=origin(request, "websocket"),
         handle=handle,
         outbox=outbox,
         framing=framing(negotiated.protocol),

@@ -15,7 +15,7 @@ from gateway.http.outbox import INTERNAL_ERROR, Close, Outbox
 from gateway.protocol.messages import MalformedMessage, split_stream, wanted_timeout
 
 if TYPE_CHECKING:
-    from gateway.models import Message, Principal
+    from gateway.models import Message, Origin, Principal
     from gateway.ports import KernelHandle
     from gateway.protocol.websocket import Framing
     from gateway.telemetry import Metrics
@@ -62,6 +62,7 @@ class Connection:
         transport: asyncio.Transport,
         *,
         principal: Principal,
+        origin: Origin,
         handle: KernelHandle,
         outbox: Outbox,
         framing: Framing,
@@ -70,6 +71,7 @@ class Connection:
     ) -> None:
         self._socket = socket
         self._transport = transport
+        self._origin = origin
         self._handle = handle
         self._outbox = outbox
         self._framing = framing
@@ -122,7 +124,7 @@ class Connection:
             self._drop("not_allowed", channel=message.channel, msg_type=message.msg_type)
             return
         try:
-            self._handle.send(message, self._outbox, timeout_s=wanted_timeout(message))
+            self._handle.send(message, self._outbox, timeout_s=wanted_timeout(message), origin=self._origin)
         except MalformedMessage as error:
             for answer in refusal(message, BadRequest(str(error))):
                 self._outbox.deliver(answer)

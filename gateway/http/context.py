@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
 
-from gateway.models import Principal
+from gateway.models import Origin, Principal
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -53,6 +53,18 @@ def context(request: web.Request) -> Context:
 def principal(request: web.Request) -> Principal:
     """Return who is asking. On a public route there is nobody, and this is a KeyError."""
     return request[PRINCIPAL]
+
+
+def origin(request: web.Request, door: Literal["rest", "websocket"]) -> Origin:
+    """Return where a request came from, for the record of what it starts."""
+    who = principal(request)
+    return Origin(
+        principal=who.name,
+        key_id=who.key_id,
+        door=door,
+        address=request.remote,
+        request_id=request[REQUEST_ID],
+    )
 
 
 def reply(model: BaseModel, *, status: int = 200, location: str | None = None) -> web.Response:

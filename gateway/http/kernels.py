@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.http.bodies import read_model
-from gateway.http.context import context, principal, reply
+from gateway.http.context import context, origin, principal, reply
 from gateway.http.views import KernelCreate, KernelList
 from gateway.models import ExecuteRequest
 
@@ -53,6 +53,6 @@ async def execute(request: web.Request) -> web.Response:
     """Execute code in a kernel and answer with everything that came of it."""
     wanted = await read_model(request, ExecuteRequest)
     result = await context(request).executions.run(
-        principal(request), request.match_info["kernel_id"], wanted
+        principal(request), request.match_info["kernel_id"], wanted, origin=origin(request, "rest")
     )
     return reply(result)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gateway.models import DeathReason, ExecutionState, Limits, Message
-from gateway.protocol.messages import dumps, make
+from gateway.models import DeathReason, ExecutionState, ExecutionStatus, Limits, Message
+from gateway.protocol.messages import MalformedMessage, content, dumps, make
 
 _NO_REPLY = frozenset({"comm_open", "comm_msg", "comm_close"})
 
@@ -49,6 +49,29 @@ def timed_out(reply: Message) -> Message:
 def status(state: ExecutionState, parent: Message | None, session: str) -> Message:
     """Return a status message."""
     return make("iopub", "status", {"execution_state": state.value}, parent=parent, session=session)
+
+
+def status_of(reply: Message) -> ExecutionStatus:
+    """Return how an execution ended by the kernel's own word; what cannot be read is an error."""
+    try:
+        said = content(reply)
+    except MalformedMessage:
+        return ExecutionStatus.ERROR
+    if said.get("status") == "ok":
+        return ExecutionStatus.OK
+    if said.get("status") in {"aborted", "abort"}:
+        return ExecutionStatus.ABORTED
+    interrupted = said.get("ename") == "KeyboardInterrupt"
+    return ExecutionStatus.INTERRUPTED if interrupted else ExecutionStatus.ERROR
+
+
+def code_of(request: Message) -> str:
+    """Return the code of an execute_request; empty where it has none."""
+    try:
+        code = content(request).get("code")
+    except MalformedMessage:
+        return ""
+    return code if isinstance(code, str) else ""
 
 
 def notice(text: str, parent: Message | None, session: str) -> Message:

@@ -15,12 +15,17 @@ from jupyter_client.connect import ConnectionFileMixin, KernelConnectionInfo
 from gateway.models import CHANNELS, Channel, Message
 from gateway.protocol.messages import MAX_BUFFERS, MAX_IDENTS, MalformedMessage, Signer, parse, to_frames
 
-# messages taken from one socket before other kernels get their turn
-BATCH = 64
+# messages and bytes taken from one socket before other kernels get their turn
+BATCH, BATCH_BYTES = 64, 512 << 10
+# how fast one channel of one kernel is read when it brings more than a batch at a time
+BYTES_PER_S = 32 << 20
+# how long what came before a lost connection is read
+LOST_S = 0.05
 MAX_FRAMES = MAX_IDENTS + 6 + MAX_BUFFERS
 
 OnMessage = Callable[[Message], None]
 OnDropped = Callable[[Channel, str], None]
+OnLost = Callable[[], None]
 
 
 def make_context(max_sockets: int, max_message_bytes: int) -> zmq.Context[zmq.Socket[bytes]]:
@@ -33,7 +38,8 @@ def make_context(max_sockets: int, max_message_bytes: int) -> zmq.Context[zmq.So
     context.setsockopt(zmq.LINGER, 0)
     context.setsockopt(zmq.RECONNECT_IVL, -1)
     context.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-    context.setsockopt(zmq.RCVHWM, 1000)
+    # few, since each may be as large as a message may be: the rest waits in the cell, at its expense
+    context.setsockopt(zmq.RCVHWM, 16)
     context.setsockopt(zmq.SNDHWM, 1000)
     return context
 
@@ -50,7 +56,10 @@ def bound(ip: str) -> bool:
 
 
 class KernelChannels:
-    """Four sockets of one kernel; owns them. Good messages go to `on_message`, others to `on_dropped`."""
+    """Four sockets of one kernel; owns them. Good messages go to `on_message`, others to `on_dropped`.
+
+    `on_lost` is called when iopub's connection is gone: the kernel has died, or sent too large a message.
+    """
 
     def __init__(
         self,
@@ -59,28 +68,28 @@ class KernelChannels:
         *,
         on_message: OnMessage,
         on_dropped: OnDropped,
+        on_lost: OnLost,
         max_bytes: int,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._signer = Signer(connection["key"].encode())
         self._on_message = on_message
         self._on_dropped = on_dropped
+        self._on_lost = on_lost
         self._max_bytes = max_bytes
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._monitor: zmq.Socket[bytes] | None = None
         # a fixed identity: whoever adopts the kernel gets the replies that were meant for its predecessor
         identity = f"cellblock-{Path(connection['ip']).parent.parent.name}".encode()
-        maker = ConnectionFileMixin(context=context)
-        maker.load_connection_info(cast("KernelConnectionInfo", connection))
+        self._maker = ConnectionFileMixin(context=context)
+        self._maker.load_connection_info(cast("KernelConnectionInfo", connection))
         try:
             for channel in CHANNELS:
-                connect = getattr(maker, f"connect_{channel}")
-                self._sockets[channel] = connect() if channel == "iopub" else connect(identity=identity)
+                self._open(channel, identity)
         except zmq.ZMQError:
             self.close()
             raise
-        for channel, socket in self._sockets.items():
-            self._loop.add_reader(socket.fileno(), self._read, channel, socket)
-            self._loop.call_soon(self._read, channel, socket)
+        self._watch()
 
     def send(self, message: Message) -> None:
         """Send one message on its channel.
@@ -93,17 +102,55 @@ class KernelChannels:
         # sending may swallow the edge that would have told of something to read
         self._loop.call_soon(self._read, message.channel, socket)
 
+    def reopen(self) -> None:
+        """Subscribe anew: libzmq drops the connection that brings too large a message."""
+        self._unwatch()
+        lost = self._sockets.pop("iopub")
+        self._loop.remove_reader(lost.fileno())
+        lost.close(0)
+        self._open("iopub", b"")
+        self._watch()
+
     def close(self) -> None:
         """Close the sockets. Closing twice is harmless."""
+        self._unwatch()
         for socket in self._sockets.values():
             self._loop.remove_reader(socket.fileno())
             socket.close(0)
         self._sockets.clear()
 
+    def _open(self, channel: Channel, identity: bytes) -> None:
+        connect = getattr(self._maker, f"connect_{channel}")
+        socket = connect() if channel == "iopub" else connect(identity=identity)
+        self._sockets[channel] = socket
+        self._loop.add_reader(socket.fileno(), self._read, channel, socket)
+        self._loop.call_soon(self._read, channel, socket)
+
+    def _watch(self) -> None:
+        self._monitor = self._sockets["iopub"].get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._loop.add_reader(self._monitor.fileno(), self._disconnected, self._monitor)
+
+    def _unwatch(self) -> None:
+        if self._monitor:
+            self._loop.remove_reader(self._monitor.fileno())
+            self._sockets["iopub"].disable_monitor()
+            self._monitor = None
+
+    def _disconnected(self, monitor: zmq.Socket[bytes]) -> None:
+        if monitor is self._monitor and int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            monitor.recv_multipart(zmq.NOBLOCK)
+            # what has come before is still to be read
+            self._loop.call_later(LOST_S, self._tell_lost, monitor)
+
+    def _tell_lost(self, monitor: zmq.Socket[bytes]) -> None:
+        if monitor is self._monitor:
+            self._on_lost()
+
     def _read(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
+        taken = 0
         for _ in range(BATCH):
-            if socket.closed:
-                return
+            if socket.closed or taken > BATCH_BYTES:
+                break
             try:
                 frames = receive(socket)
             except zmq.Again:
@@ -111,13 +158,26 @@ class KernelChannels:
             except zmq.ZMQError as error:
                 self._on_dropped(channel, f"receiving failed: {error}")
                 return
+            taken += sum(map(len, frames))
             try:
                 message = parse(frames, channel, self._signer, max_bytes=self._max_bytes)
             except MalformedMessage as error:
                 self._on_dropped(channel, str(error))
             else:
                 self._on_message(message)
-        self._loop.call_soon(self._read, channel, socket)
+        if socket.closed:
+            return
+        if taken <= BATCH_BYTES:
+            self._loop.call_soon(self._read, channel, socket)
+        else:
+            # a flood waits in the kernel, which has to wait with it: others get the time between
+            self._loop.remove_reader(socket.fileno())
+            self._loop.call_later(taken / BYTES_PER_S, self._resume, channel, socket)
+
+    def _resume(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
+        if not socket.closed:
+            self._loop.add_reader(socket.fileno(), self._read, channel, socket)
+            self._read(channel, socket)
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[bytes]:

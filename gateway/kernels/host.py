@@ -12,7 +12,7 @@ from gateway.kernels.kernel import LocalKernel
 from gateway.kernels.running import Wiring
 from gateway.kernels.specs import SpecCatalogue
 from gateway.models import DeathReason, KernelRecord, KernelSpec, Limits
-from gateway.ports import Clock
+from gateway.ports import Clock, ExecutionObserver
 from gateway.sandbox.profile import SandboxProfile
 from gateway.settings import KernelsSettings
 from gateway.telemetry import Metrics
@@ -32,6 +32,7 @@ class LocalKernelHost:
         clock: Clock,
         metrics: Metrics,
         settings: KernelsSettings,
+        observer: ExecutionObserver,
     ) -> None:
         self._catalogue = catalogue
         self._profiles = profiles
@@ -39,6 +40,7 @@ class LocalKernelHost:
         self._clock = clock
         self._metrics = metrics
         self._settings = settings
+        self._observer = observer
         self._kernels: dict[str, LocalKernel] = {}
 
     def specs(self) -> Mapping[str, KernelSpec]:
@@ -157,4 +159,5 @@ class LocalKernelHost:
             clock=self._clock,
             metrics=self._metrics,
             max_pending=self._settings.max_pending,
+            observer=self._observer,
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections import deque
 from collections.abc import Coroutine, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -17,14 +18,17 @@ from gateway.kernels.requests import Pending, Requests
 from gateway.kernels.running import RunningCell, Wiring
 from gateway.models import (
     DeathReason,
+    ExecutionRecord,
     ExecutionState,
+    ExecutionStatus,
     Kernel,
     KernelSpec,
     Limits,
     Message,
+    Origin,
     timestamp,
 )
-from gateway.ports import Clock, Subscriber
+from gateway.ports import Clock, ExecutionObserver, Subscriber
 from gateway.protocol.messages import MalformedMessage, content, make
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
 from gateway.telemetry import Metrics
@@ -63,6 +67,7 @@ class LocalKernel:
         clock: Clock,
         metrics: Metrics,
         max_pending: int,
+        observer: ExecutionObserver,
     ) -> None:
         self._id = kernel_id
         self._owner = owner
@@ -73,12 +78,13 @@ class LocalKernel:
         self._clock = clock
         self._metrics = metrics
         self._max_pending = max_pending
+        self._observer = observer
         self._created_at = created_at
         self._phase = ExecutionState.STARTING
         self._death: DeathReason | None = None
         self._expected: DeathReason | None = None
         self._running: RunningCell | None = None
-        self._requests = Requests(self._deadline)
+        self._requests = Requests(on_deadline=self._deadline, on_done=self._record)
         self._held: list[Message] = []
         self._subscribers: dict[Subscriber, bool] = {}
         self._timed_out: deque[str] = deque(maxlen=REMEMBERED_TIMEOUTS)
@@ -166,7 +172,9 @@ class LocalKernel:
 
     async def adopt(self, facts: CellFacts, pidfd: int) -> None:
         """Take over a kernel that an earlier gateway left running. Raises KernelStartFailed."""
-        running = RunningCell(self._wiring, facts, pidfd, on_message=self._receive, on_exit=self._exited)
+        running = RunningCell(
+            self._wiring, facts, pidfd, on_message=self._receive, on_exit=self._exited, on_lost=self._lost
+        )
         self._running = running
         try:
             await running.reconnect()
@@ -233,7 +241,7 @@ class LocalKernel:
         )
         begun = self._clock.monotonic()
         running = await RunningCell.launch(
-            self._wiring, order, on_message=self._receive, on_exit=self._exited
+            self._wiring, order, on_message=self._receive, on_exit=self._exited, on_lost=self._lost
         )
         self._running = running
         try:
@@ -305,8 +313,9 @@ class LocalKernel:
 
     def _answer_all(self, reason: DeathReason) -> None:
         for pending in self._requests.drain():
-            why = DeathReason.TIMEOUT if pending.timed_out else reason
-            self._answer(pending.message, pending.subscriber, why)
+            pending.reason = DeathReason.TIMEOUT if pending.timed_out else reason
+            self._answer(pending.message, pending.subscriber, pending.reason)
+            self._record(pending)
 
     def _answer(self, request: Message, subscriber: Subscriber, reason: DeathReason) -> None:
         text = answers.explain(reason, self._limits)
@@ -355,7 +364,14 @@ class LocalKernel:
         self._subscribers.pop(subscriber, None)
         self._requests.disown(subscriber, NOBODY)
 
-    def send(self, message: Message, subscriber: Subscriber, *, timeout_s: float | None = None) -> None:
+    def send(
+        self,
+        message: Message,
+        subscriber: Subscriber,
+        *,
+        timeout_s: float | None = None,
+        origin: Origin | None = None,
+    ) -> None:
         """Send a client's message; see `ports.KernelHandle.send`."""
         if self._phase is ExecutionState.DEAD:
             self._answer(message, subscriber, self._death or DeathReason.CRASHED)
@@ -364,9 +380,9 @@ class LocalKernel:
         if message.channel in {"shell", "control"}:
             if len(self._requests) >= self._max_pending or self._requests.get(message.msg_id):
                 raise LimitReached("Too many requests are waiting for this kernel.", retry_after_s=1)
-            self._requests.add(
-                Pending(message, subscriber, timeout_s=self._deadline_s(timeout_s) if executes else None)
-            )
+            deadline_s = self._deadline_s(timeout_s) if executes else None
+            asked = self._clock.monotonic()
+            self._requests.add(Pending(message, subscriber, deadline_s, origin, asked))
             if message.msg_type == "shutdown_request":
                 self._expected = DeathReason.SHUTDOWN
         if executes:
@@ -387,14 +403,51 @@ class LocalKernel:
         pending = self._requests.get(message.parent_id) if message.parent_id else None
         if message.channel == "iopub":
             self._broadcast(message)
+            if pending:
+                pending.output_bytes += message.size
             if message.msg_type == "status" and pending:
                 self._note_status(message, pending)
         elif pending:
             pending.subscriber.deliver(answers.timed_out(message) if pending.timed_out else message)
             if message.channel == pending.message.channel:
+                pending.status = answers.status_of(message) if pending.timeout_s else pending.status
                 self._requests.replied(pending)
         if pending and pending.timeout_s is not None:
             self._touch()
+
+    def _lost(self) -> None:
+        """Say that output was lost to its size, and be idle for those requests whose idle went with it."""
+        text = "A message was too large and was dropped, with output around it."
+        parent = next((pending.message for pending in self._requests), None)
+        self._broadcast(answers.notice(text, parent, self._wiring.session))
+        for pending in self._requests:
+            if pending.replied:
+                self._broadcast(answers.status(ExecutionState.IDLE, pending.message, self._wiring.session))
+                self._requests.idle(pending)
+
+    def _record(self, pending: Pending) -> None:
+        """Tell the observer of an execution that has ended; the gateway's own requests have no origin."""
+        if pending.timeout_s is None or pending.origin is None:
+            return
+        if pending.timed_out:
+            pending.status, pending.reason = ExecutionStatus.TIMEOUT, DeathReason.TIMEOUT
+        duration_s = self._clock.monotonic() - pending.asked
+        code = answers.code_of(pending.message)
+        self._observer.ended(
+            ExecutionRecord(
+                id=pending.message.msg_id,
+                kernel_id=self._id,
+                owner=self._owner,
+                origin=pending.origin,
+                code_sha256=hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest(),
+                code=code,
+                status=pending.status,
+                reason=pending.reason,
+                started_at=self._clock.now() - timedelta(seconds=duration_s),
+                duration_s=duration_s,
+                output_bytes=pending.output_bytes,
+            )
+        )
 
     def _note_status(self, message: Message, pending: Pending) -> None:
         try:

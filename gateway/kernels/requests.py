@@ -6,17 +6,25 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from gateway.models import Message
+from gateway.models import DeathReason, ExecutionStatus, Message, Origin
 from gateway.ports import Subscriber
 
 
 @dataclass(slots=True, eq=False)
 class Pending:
-    """A request on its way. `timeout_s` is set for executions; their clock starts when they begin to run."""
+    """A request on its way. `timeout_s` is set for executions; their clock starts when they begin to run.
+
+    `asked` is in monotonic seconds; `status`, `reason` and `output_bytes` become an execution's record.
+    """
 
     message: Message
     subscriber: Subscriber
     timeout_s: float | None = None
+    origin: Origin | None = None
+    asked: float = 0.0
+    status: ExecutionStatus = ExecutionStatus.DEAD
+    reason: DeathReason | None = None
+    output_bytes: int = 0
     working: bool = False
     replied: bool = False
     idle: bool = False
@@ -34,9 +42,10 @@ class Pending:
 class Requests:
     """Pending requests by msg_id; executions among them run in the order in which they came."""
 
-    def __init__(self, on_deadline: Callable[[Pending], None]) -> None:
+    def __init__(self, *, on_deadline: Callable[[Pending], None], on_done: Callable[[Pending], None]) -> None:
         self._pending: dict[str, Pending] = {}
         self._on_deadline = on_deadline
+        self._on_done = on_done
 
     def __len__(self) -> int:
         return len(self._pending)
@@ -84,6 +93,7 @@ class Requests:
         pending.over.set()
         if self._pending.get(pending.message.msg_id) is pending:
             del self._pending[pending.message.msg_id]
+            self._on_done(pending)
         self._start_next()
 
     def drain(self) -> list[Pending]:

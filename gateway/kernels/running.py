@@ -19,6 +19,8 @@ from gateway.sandbox.link import WardenLink
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
 
 POLL_S = 0.005
+# a kernel that has lost its iopub connection this often does it on purpose
+MAX_LOSSES = 100
 # a kernel without iopub_welcome (JEP 65) is asked until something has come back on iopub as well
 ASK_AGAIN_S = 0.5
 # what a dead kernel's sockets still hold is read for this long before its requests are answered for it
@@ -62,12 +64,15 @@ class RunningCell:
         *,
         on_message: OnMessage,
         on_exit: Callable[[RunningCell], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self.facts = facts
         self._wiring = wiring
         self._pidfd = pidfd
         self._on_message = on_message
         self._on_exit = on_exit
+        self._on_lost = on_lost
+        self._losses = 0
         self._channels: KernelChannels | None = None
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
@@ -83,10 +88,11 @@ class RunningCell:
         *,
         on_message: OnMessage,
         on_exit: Callable[[RunningCell], None],
+        on_lost: Callable[[], None],
     ) -> RunningCell:
         """Launch a cell. Raises SandboxUnavailable."""
         facts, pidfd = await wiring.link.launch(order)
-        return cls(wiring, facts, pidfd, on_message=on_message, on_exit=on_exit)
+        return cls(wiring, facts, pidfd, on_message=on_message, on_exit=on_exit, on_lost=on_lost)
 
     async def ready(self) -> None:
         """Connect, wait until the kernel answers on shell and iopub, and seal its sockets.
@@ -181,8 +187,16 @@ class RunningCell:
             self.facts.connection.model_dump(),
             on_message=self._hear,
             on_dropped=self._wiring.on_dropped,
+            on_lost=self._lost,
             max_bytes=self._wiring.max_message_bytes,
         )
+
+    def _lost(self) -> None:
+        """Subscribe anew when iopub was lost, unless that is the end of the kernel, or its game."""
+        self._losses += 1
+        if self._channels and not self._exited.is_set() and self._losses <= MAX_LOSSES:
+            self._channels.reopen()
+            self._on_lost()
 
     def _ask(self) -> None:
         self.send(make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_core.paths import jupyter_path
 from pydantic import ValidationError
@@ -13,6 +14,8 @@ from pydantic import ValidationError
 from gateway.errors import ConfigurationError
 from gateway.models import KernelSpec
 from gateway.settings import KernelsSettings
+
+log = structlog.get_logger(__name__)
 
 
 def shipped_dir() -> Path:
@@ -35,21 +38,24 @@ class SpecCatalogue:
         self._specs: Mapping[str, KernelSpec] = {}
 
     def specs(self) -> Mapping[str, KernelSpec]:
-        """Return the kernelspecs that may be started, by name.
-
-        Raises:
-            ConfigurationError: a kernelspec is wrong; the message names its directory.
-        """
+        """Return the kernelspecs that may be started, by name; one that is wrong is logged and left out."""
         seen = stamps(self._dirs)
         if seen != self._seen:
             found = KernelSpecManager(kernel_dirs=self._dirs, ensure_native_kernel=False).get_all_specs()
-            self._specs = {
-                name: parse(name, Path(facts["resource_dir"]), facts["spec"])
-                for name, facts in sorted(found.items())
-                if not self._allowed or name in self._allowed
-            }
+            self._specs = self._parsed(found)
             self._seen = seen
         return self._specs
+
+    def _parsed(self, found: Mapping[str, Any]) -> Mapping[str, KernelSpec]:
+        specs = {}
+        for name, facts in sorted(found.items()):
+            if self._allowed and name not in self._allowed:
+                continue
+            try:
+                specs[name] = parse(name, Path(facts["resource_dir"]), facts["spec"])
+            except ConfigurationError as error:
+                log.error("kernelspec_left_out", kernelspec=name, error=error.message)
+        return specs
 
 
 def stamps(dirs: Sequence[str]) -> tuple[int, ...]:
@@ -58,7 +64,11 @@ def stamps(dirs: Sequence[str]) -> tuple[int, ...]:
 
 
 def parse(name: str, resource_dir: Path, spec: Mapping[str, Any]) -> KernelSpec:
-    """Check one kernel.json; ours are the keys of `metadata.cellblock`: profile, environment."""
+    """Check one kernel.json; ours are the keys of `metadata.cellblock`: profile, environment.
+
+    Raises:
+        ConfigurationError: it is wrong; the message names the file.
+    """
     ours = spec.get("metadata", {}).get("cellblock", {})
     try:
         if unknown := set(ours) - {"profile", "environment"}:

@@ -31,6 +31,9 @@ NET_ABI, SCOPE_ABI = 4, 6
 NET_TCP, SCOPE_ALL = 0b11, 0b11
 FILE_ONLY = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 PR_SET_NO_NEW_PRIVS = 38
+
+# characters of stdout or stderr that are sent in one message, and messages that wait for a slow reader
+STREAM_PIECE, IOPUB_WAITING = 256 << 10, 100
 # Calls that do nothing where no filter stops them, as the kernel finds them wrong: a number that nobody has,
 # and a clone whose two flags exclude each other (numbers: x86-64, and those that newer architectures share)
 NO_CALL = 9999
@@ -109,13 +112,15 @@ def lower(limits: dict[str, int]) -> None:
         resource.setrlimit(which, (lowered, lowered))
 
 
-def carry_prints_of_children() -> None:
-    """Move ipykernel's pipe for forked children's prints from TCP, which a cell has not, to a unix socket."""
+def adapt_ipykernel() -> None:
+    """Make ipykernel at home in a cell; a kernel that is none of its children is left as it is."""
     import zmq
-    from ipykernel.iostream import IOPubThread
+    from ipykernel.iostream import IOPubThread, OutStream
+    from ipykernel.kernelapp import IPKernelApp
     from zmq.eventloop.zmqstream import ZMQStream
 
     def pipe_in(self: Any) -> None:
+        """Take the prints of forked children over a unix socket: a cell has no TCP."""
         self._pipe_uuid = os.urandom(16)
         self._pipe_port = f"ipc://@kernel-{self._pipe_uuid.hex()}"
         socket_in = self.socket.context.socket(zmq.PULL)
@@ -125,14 +130,37 @@ def carry_prints_of_children() -> None:
         self._pipe_in.on_recv(self._handle_pipe_msg)
 
     def pipe_out(self: Any) -> tuple[Any, Any]:
+        """Send a forked child's prints to its parent."""
         context = zmq.Context()
         socket_out = context.socket(zmq.PUSH)
         socket_out.linger = 3000
         socket_out.connect(self._pipe_port)
         return context, socket_out
 
-    IOPubThread._setup_pipe_in = pipe_in
-    IOPubThread._setup_pipe_out = pipe_out
+    plain_write, plain_bind = OutStream.write, IPKernelApp._bind_socket
+
+    def write(self: Any, string: str) -> int | None:
+        """Send a flood of output as it comes, in messages of a size that clients take."""
+        if not isinstance(string, str):
+            return plain_write(self, string)
+        for start in range(0, len(string), STREAM_PIECE):
+            piece = string[start : start + STREAM_PIECE]
+            self._unsent = getattr(self, "_unsent", 0) + len(piece)
+            plain_write(self, piece)
+            if self._unsent >= STREAM_PIECE:
+                self._unsent = 0
+                self.flush()
+        return len(string)
+
+    def bind(self: Any, s: Any, port: int) -> int:
+        """Let output wait for a slow reader: by default it would be dropped without a word."""
+        if s.type == zmq.XPUB:
+            s.setsockopt(zmq.XPUB_NODROP, 1)
+            s.setsockopt(zmq.SNDHWM, IOPUB_WAITING)
+        return int(plain_bind(self, s, port))
+
+    IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = pipe_in, pipe_out
+    OutStream.write, IPKernelApp._bind_socket = write, bind
 
 
 def import_from_home() -> None:
@@ -147,11 +175,14 @@ def become(order: dict[str, Any]) -> None:
     if "module" in order:
         sys.argv = [order["module"], *order["arguments"]]
         with contextlib.suppress(ImportError):
-            carry_prints_of_children()
+            adapt_ipykernel()
         import_from_home()
         runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
     else:
-        os.execvp(order["exec"][0], order["exec"])  # noqa: S606
+        try:
+            os.execvp(order["exec"][0], order["exec"])  # noqa: S606
+        except OSError as error:
+            sys.exit(f"boot: cannot run {order['exec'][0]}: {error.strerror}")
 
 
 def main() -> None:

@@ -58,7 +58,10 @@ def run_dir(settings: Settings) -> Path:
         return settings.sandbox.run_dir
     if os.geteuid() == 0:
         return Path("/run/cellblock") / tree_name(settings)
-    return Path(f"/var/tmp/cellblock-{os.geteuid()}") / tree_name(settings)  # noqa: S108
+    # of the places that a cell can be shown a directory of, those where an ordinary user may make one
+    runtime = Path(f"/run/user/{os.geteuid()}")
+    base = runtime / "cellblock" if os.access(runtime, os.W_OK) else Path(f"/tmp/cellblock-{os.geteuid()}")  # noqa: S108
+    return base / tree_name(settings)
 
 
 def reachable(path: Path) -> bool:
@@ -186,14 +189,15 @@ def prepare_privileged(settings: Settings, base: Path, directory: Path) -> Privi
         raise ConfigurationError(f"There is no user {settings.sandbox.service_user!r}.") from None
     base.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     base.mkdir(mode=0o711, exist_ok=True)
-    unmount(base)
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    options = "size=16m,nr_inodes=16k,mode=0711"
-    try:
-        mount("cellblock", base, "tmpfs", flags | MS_NOSYMFOLLOW, options)
-    except OSError:
-        # MS_NOSYMFOLLOW came with Linux 5.10; sealing and no reconnects guard without it
-        mount("cellblock", base, "tmpfs", flags, options)
+    # a dead warden's mount is kept: a gateway with mounts of its own would not see another
+    if not base.is_mount():
+        flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+        options = "size=16m,nr_inodes=16k,mode=0711"
+        try:
+            mount("cellblock", base, "tmpfs", flags | MS_NOSYMFOLLOW, options)
+        except OSError:
+            # MS_NOSYMFOLLOW came with Linux 5.10; sealing and no reconnects guard without it
+            mount("cellblock", base, "tmpfs", flags, options)
     Path("/run/firejail").mkdir(mode=0o755, exist_ok=True)
     switches = directory / "firejail"
     switches.mkdir(mode=0o755, exist_ok=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.errors import BadRequest, SandboxUnavailable
+from gateway.errors import SandboxUnavailable
 from gateway.models import Frozen, Limits
 from gateway.sandbox import confinement
 from gateway.sandbox.cell import Cell, Tail, settle
@@ -121,12 +121,14 @@ class Launcher:
         return cell
 
     def _environment(self, path: str | None) -> Path | None:
-        """Return a kernel environment's real path, if cells may see it."""
+        """Return a kernel environment's real path, if cells may see it. Raises SandboxUnavailable."""
         if path is None:
             return None
         real = Path(path).resolve()
         if not any(real.is_relative_to(root) and real != root for root in self._environment_roots):
-            raise BadRequest(f"The kernel environment {path} is not below an allowed root.")
+            raise SandboxUnavailable(
+                f"The kernel environment {path} is not below an allowed root.", reason="environment_refused"
+            )
         try:
             facts = real.stat()
         except OSError as error:
@@ -134,7 +136,9 @@ class Launcher:
                 f"The kernel environment {path} cannot be used: {error.strerror}.", reason="no_environment"
             ) from error
         if facts.st_uid not in (0, os.geteuid()) or facts.st_mode & 0o022:
-            raise BadRequest(f"The kernel environment {path} can be written by others.")
+            raise SandboxUnavailable(
+                f"The kernel environment {path} can be written by others.", reason="environment_refused"
+            )
         return real
 
     def _start(

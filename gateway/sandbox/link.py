@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from gateway.sandbox.wire import (
     Plain,
 )
 
+REVIVAL_TRIES, REVIVAL_S = 100, 0.1
+
 _KNOWN = {kind.code: kind for kind in (BadRequest, NotFound, SandboxUnavailable)}
 
 
@@ -36,6 +39,8 @@ class WardenLink:
         self._packets: Packets | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
+        self._revival: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def connect(self) -> None:
         """Open the conversation, if it is not open. Raises SandboxUnavailable when no warden answers."""
@@ -87,6 +92,9 @@ class WardenLink:
 
     def close(self) -> None:
         """End the conversation; the warden keeps the cells for its grace."""
+        self._closed = True
+        if self._revival:
+            self._revival.cancel()
         if self._packets:
             self._packets.close()
 
@@ -139,3 +147,13 @@ class WardenLink:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(gone)
+        if not self._closed:
+            self._revival = asyncio.get_running_loop().create_task(self._revive())
+
+    async def _revive(self) -> None:
+        """Find the warden that its keeper starts anew: without a gateway it would end itself soon."""
+        for _ in range(REVIVAL_TRIES):
+            await asyncio.sleep(REVIVAL_S)
+            with contextlib.suppress(SandboxUnavailable):
+                await self.connect()
+                return

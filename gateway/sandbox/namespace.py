@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: Path, kind: str | None, flags: int, options: str = "") -> None:
-    """Make a mount, in bytes as mount(2) takes them. Raises OSError."""
+    """Mount something at a path. Raises OSError."""
     arguments = [text.encode() if text is not None else None for text in (source, str(target), kind)]
     if _libc.mount(*arguments, ctypes.c_ulong(flags), options.encode()):
         errno = ctypes.get_errno()

@@ -28,6 +28,8 @@ from gateway.sandbox.wire import REQUEST, CellFacts, Hello, Launch, OnCell, Plai
 
 log = logging.getLogger("cellblock.warden")
 
+STARTING_S = 2.0
+
 Answer = tuple[dict[str, Any], list[int]]
 
 
@@ -101,7 +103,7 @@ class Warden:
 
     def _await_gateway(self) -> None:
         # without cells there is nothing to keep; a starting gateway still needs a moment to connect
-        wait = self._keep_s if self._cells else min(self._keep_s, 2.0)
+        wait = self._keep_s if self._cells else STARTING_S
         self._alone = asyncio.get_running_loop().call_later(wait, self._stop.set)
 
     def _take(self, talk: Packets, packet: dict[str, Any], descriptors: list[int]) -> None:

@@ -15,7 +15,7 @@ from gateway.protocol.outputs import Collector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.models import DeathReason, ExecuteRequest, Message, Principal
+    from gateway.models import DeathReason, ExecuteRequest, Message, Origin, Principal
     from gateway.ports import Clock, KernelHandle
     from gateway.services.kernels import KernelService
     from gateway.settings import Settings
@@ -39,6 +39,7 @@ class ExecutionService:
         kernel_id: str,
         request: ExecuteRequest,
         *,
+        origin: Origin | None = None,
         on_message: Callable[[Message], None] | None = None,
     ) -> ExecutionResult:
         """Execute code and wait for its end; `on_message` sees each of its messages as they come.
@@ -60,7 +61,7 @@ class ExecutionService:
         with ExitStack() as attached:
             attached.callback(handle.detach, listener)
             handle.attach(listener, counts=False)
-            handle.send(message, listener, timeout_s=request.timeout_s)
+            handle.send(message, listener, timeout_s=request.timeout_s, origin=origin)
             try:
                 await listener.finished.wait()
             except asyncio.CancelledError:

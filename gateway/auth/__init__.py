@@ -1,0 +1,15 @@
+"""Credentials: API keys of the gateway's own and JWTs of an OpenID Connect issuer, turned into principals."""
+
+from gateway.auth.keys import COOKIE, KeyRing, load_pepper, presented
+from gateway.auth.oidc import OidcAuthenticator, connect
+from gateway.auth.tokens import Authenticators
+
+__all__ = [
+    "COOKIE",
+    "Authenticators",
+    "KeyRing",
+    "OidcAuthenticator",
+    "connect",
+    "load_pepper",
+    "presented",
+]
