@@ -6,25 +6,38 @@ import asyncio
 import contextlib
 import signal
 import socket
+import ssl
+from collections.abc import Callable
 from importlib.metadata import version
 from uuid import uuid4
 
 import structlog
 from aiohttp import web
 
-from gateway.auth import KeyRing, load_pepper
+from gateway.audit.journal import Journal
+from gateway.audit.trail import AuditTrail
+from gateway.auth import Authenticators, KeyRing, connect, load_pepper
 from gateway.clock import SystemClock
 from gateway.http import app as http_app
-from gateway.http.protocol import Protocol
+from gateway.http.listener import Listener
+from gateway.http.tls import Certificates
 from gateway.kernels.host import LocalKernelHost
+from gateway.kernels.observers import Observers
 from gateway.kernels.running import wire
 from gateway.kernels.specs import SpecCatalogue
-from gateway.models import Channel
+from gateway.models import AuditAction, AuditEvent, Channel
+from gateway.ports import Audit, Authenticator, ExecutionGate, ExecutionObserver
+from gateway.sandbox.daemon import settings_hash
 from gateway.sandbox.link import WardenLink
 from gateway.sandbox.profile import load_profiles, profile_dirs
+from gateway.sandbox.wire import WardenFacts
+from gateway.services.archives import ArchiveService
 from gateway.services.culler import Culler
 from gateway.services.executions import ExecutionService
+from gateway.services.files import FileService
 from gateway.services.kernels import KernelService
+from gateway.services.meter import Meter
+from gateway.services.quotas import Quotas
 from gateway.services.sessions import SessionService
 from gateway.settings import Settings
 from gateway.store import SqlStore
@@ -33,48 +46,76 @@ from gateway.telemetry import ExecutionLog, Metrics
 log = structlog.get_logger()
 
 
-async def listen(runner: web.AppRunner, listener: socket.socket, stack: contextlib.AsyncExitStack) -> None:
-    """Take connections, as `web.SockSite` does, by a protocol of our own, until the stack unwinds."""
-    loop, manager = asyncio.get_running_loop(), runner.server
+async def listen(
+    runner: web.AppRunner,
+    listening: socket.socket,
+    settings: Settings,
+    certificates: Certificates | None,
+    stack: contextlib.AsyncExitStack,
+) -> None:
+    """Take connections, as `web.SockSite` does, by a listener of our own, until the stack unwinds."""
+    manager = runner.server
     assert manager is not None  # noqa: S101 - it is there after setup()
 
-    def connected() -> Protocol:
-        # without an access log: the middleware writes its own, which has no query in it
-        return Protocol(manager, loop=loop, access_log=None, auto_decompress=False)  # type: ignore[arg-type]
+    def certificate() -> ssl.SSLContext | None:
+        return certificates.context() if certificates else None
 
-    server = await loop.create_server(connected, sock=listener, backlog=128)
-    stack.callback(server.close)
+    listener = Listener(listening, manager, settings.server, certificate)
+    stack.push_async_callback(cancel, asyncio.create_task(listener.run()))
 
 
-async def serve(settings: Settings, listener: socket.socket, *, keep: bool, privileged: bool) -> None:
+async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> None:
     """Serve until SIGTERM or SIGINT, then drain; with `keep` the kernels are left for the next gateway.
-
-    `privileged` says that the warden is root's: only then are tenants kept apart by uids of their own.
 
     Raises:
         GatewayError: the store, the warden, a profile or a kernelspec cannot be used.
     """
     clock, metrics = SystemClock(), Metrics()
+    has_tls = settings.server.tls.cert is not None
+    certificates = await asyncio.to_thread(Certificates, settings.server.tls) if has_tls else None
     async with contextlib.AsyncExitStack() as stack:
         store = await SqlStore.open(settings.store_path)
         stack.push_async_callback(store.close)
-        host = make_host(settings, clock, metrics, keep=keep)
+        pepper = await asyncio.to_thread(load_pepper, settings.pepper_path)
+        audit_key = await asyncio.to_thread(load_pepper, settings.audit_key_path)
+        audit = AuditTrail(
+            Journal(settings.audit_dir, audit_key, settings.audit), store, clock, settings.audit
+        )
+        await audit.start()
+        stack.push_async_callback(audit.close)
+        audit.record(AuditEvent(action=AuditAction.GATEWAY_START, door="gateway", extra={"keep": keep}))
+        stop_note = AuditEvent(action=AuditAction.GATEWAY_STOP, door="gateway", extra={"keep": keep})
+        stack.callback(audit.record, stop_note)
+        quotas = Quotas(settings, store, clock)
+        await quotas.load()
+        stack.push_async_callback(quotas.save)
+        observer = Observers(ExecutionLog(metrics), audit)
+        host = await asyncio.to_thread(
+            make_host, settings, clock, metrics, gate=quotas, audit=audit, observer=observer, keep=keep
+        )
         stack.push_async_callback(host.close, keep=keep)
         for kernel_id in await host.adopt(await store.kernels()):
             await store.delete_kernel(kernel_id)
-        kernels = KernelService(host, store, clock, settings)
-        culler = asyncio.create_task(Culler(host, kernels, clock, settings).run())
+        kernels = KernelService(host, store, clock, settings, quotas, audit=audit)
+        culler = asyncio.create_task(Culler(host, kernels, clock, settings, audit).run())
         stack.push_async_callback(cancel, culler)
+        meter = asyncio.create_task(Meter(host, kernels, quotas, clock).run())
+        stack.push_async_callback(cancel, meter)
+        files = FileService(kernels, settings)
         application = http_app.build(
             settings=settings,
             kernels=kernels,
-            executions=ExecutionService(kernels, clock, settings),
-            sessions=SessionService(kernels, store, clock),
-            authenticator=KeyRing(store, load_pepper(settings.pepper_path), clock),
+            executions=ExecutionService(kernels, clock, settings, audit),
+            sessions=SessionService(kernels, store, clock, audit),
+            files=files,
+            archives=ArchiveService(files, settings),
+            quotas=quotas,
+            audit=audit,
+            authenticator=await credentials(settings, KeyRing(store, pepper, clock), clock, stack),
             metrics=metrics,
             clock=clock,
             started=clock.now(),
-            version=version("cellblock"),
+            version=await asyncio.to_thread(version, "cellblock"),
         )
         runner = web.AppRunner(
             application,
@@ -84,17 +125,50 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool, priv
         )
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await listen(runner, listener, stack)
+        if certificates is not None:
+            watcher = asyncio.create_task(certificates.watch())
+            stack.push_async_callback(cancel, watcher)
+            on_signal(certificates.reload, signal.SIGHUP)
+        await listen(runner, listener, settings, certificates, stack)
         stop = stop_event()
-        if not privileged:
-            log.warning("single-tenant mode: all cells share this user's uid; see docs/security.md")
-        log.info("serving", address=address(listener), state_dir=str(settings.state_dir))
+        warn(await host.warden(), settings)
+        url = address(listener, secure=certificates is not None)
+        log.info("serving", address=url, state_dir=str(settings.state_dir))
         await stop.wait()
         log.info("draining", keep=keep)
         await http_app.drain(application)
 
 
-def make_host(settings: Settings, clock: SystemClock, metrics: Metrics, *, keep: bool) -> LocalKernelHost:
+def warn(warden: WardenFacts, settings: Settings) -> None:
+    """Say loudly what this gateway cannot give its tenants."""
+    if not warden.privileged:
+        log.warning("single-tenant mode: all cells share this user's uid; see docs/security.md")
+    if warden.cgroups is None:
+        log.warning("no control groups: memory and CPU time of cells are bounded by rlimits only")
+    if warden.settings != settings_hash(settings):
+        log.warning("the running warden keeps the [sandbox] settings that it was started with")
+
+
+async def credentials(
+    settings: Settings, keys: KeyRing, clock: SystemClock, stack: contextlib.AsyncExitStack
+) -> Authenticator:
+    """Return what tells whose a credential is: keys, and an issuer's tokens where the settings name one."""
+    oidc = settings.auth.oidc
+    if oidc.issuer is None:
+        return keys
+    return Authenticators(keys, await stack.enter_async_context(connect(oidc, clock)))
+
+
+def make_host(
+    settings: Settings,
+    clock: SystemClock,
+    metrics: Metrics,
+    *,
+    gate: ExecutionGate,
+    audit: Audit,
+    observer: ExecutionObserver,
+    keep: bool,
+) -> LocalKernelHost:
     """Build the host of this machine's kernels. Raises ConfigurationError."""
 
     def dropped(channel: Channel, why: str) -> None:
@@ -104,7 +178,7 @@ def make_host(settings: Settings, clock: SystemClock, metrics: Metrics, *, keep:
     link = WardenLink(settings.warden_socket, keep_s=settings.sandbox.keep_s if keep else 0.0)
     kernels = settings.kernels
     catalogue = SpecCatalogue(kernels)
-    catalogue.specs()  # a wrong one shows now, and not at somebody's first request
+    catalogue.specs()  # a wrong one shows in the log now, and not at somebody's first request
     return LocalKernelHost(
         catalogue=catalogue,
         profiles=load_profiles(profile_dirs(settings.sandbox.profile_dirs)),
@@ -119,28 +193,37 @@ def make_host(settings: Settings, clock: SystemClock, metrics: Metrics, *, keep:
         clock=clock,
         metrics=metrics,
         settings=kernels,
-        observer=ExecutionLog(metrics),
+        observer=observer,
+        audit=audit,
+        gate=gate,
     )
 
 
 def stop_event() -> asyncio.Event:
     """Return an event that SIGTERM and SIGINT set; they stay harmless once the loop is closed."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-    def told(_number: int, _frame: object) -> None:
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(stop.set)
-
-    # not the loop's own handlers: those end with it, and the next signal would kill a gateway on its way out
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told)
+    stop = asyncio.Event()
+    on_signal(stop.set, signal.SIGTERM, signal.SIGINT)
     return stop
 
 
-def address(listener: socket.socket) -> str:
+def on_signal(call: Callable[[], None], *numbers: signal.Signals) -> None:
+    """Call back in this loop when a signal comes."""
+    loop = asyncio.get_running_loop()
+
+    def told(_number: int, _frame: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(call)
+
+    # not the loop's own handlers: those end with it, and the next signal would kill a gateway on its way out
+    for number in numbers:
+        signal.signal(number, told)
+
+
+def address(listener: socket.socket, *, secure: bool) -> str:
     """Return the URL of a bound socket."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if secure else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def cancel(task: asyncio.Task[None]) -> None:

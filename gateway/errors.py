@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a quota leaves: so many of `limit` remain, and `reset_s` seconds bring more of them."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
 
 class GatewayError(Exception):
     """Base of every error that a caller may see.
@@ -87,6 +98,20 @@ class Gone(GatewayError):
     status = 410
 
 
+class RequestTimeout(GatewayError):
+    """The request's body did not arrive in time."""
+
+    code = "request_timeout"
+    status = 408
+
+
+class PreconditionFailed(GatewayError):
+    """What a request names is not, or no longer, as the request says that it is."""
+
+    code = "precondition_failed"
+    status = 412
+
+
 class PayloadTooLarge(GatewayError):
     """The body or frame exceeds the limit named in the message."""
 
@@ -94,11 +119,36 @@ class PayloadTooLarge(GatewayError):
     status = 413
 
 
+class RangeNotSatisfiable(GatewayError):
+    """The file has none of the bytes that the request's Range names."""
+
+    code = "range_not_satisfiable"
+    status = 416
+
+
+class HeadersTooLarge(GatewayError):
+    """The request's line and headers exceed the limit."""
+
+    code = "headers_too_large"
+    status = 431
+
+
 class LimitReached(GatewayError):
-    """A limit or quota is used up for now."""
+    """A limit or quota is used up for now; `allowance` tells of it where it is counted."""
 
     code = "limit_reached"
     status = 429
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        retry_after_s: float | None = None,
+        allowance: Allowance | None = None,
+    ) -> None:
+        super().__init__(message, reason=reason, retry_after_s=retry_after_s)
+        self.allowance = allowance
 
 
 class KernelStartFailed(GatewayError):
@@ -122,11 +172,32 @@ class StoreUnavailable(GatewayError):
     status = 503
 
 
+class IdentityUnavailable(GatewayError):
+    """The issuer of tokens does not answer, so no token can be checked."""
+
+    code = "identity_unavailable"
+    status = 503
+
+
+class AuditUnavailable(GatewayError):
+    """The audit trail takes no more records for now, so nothing that must be recorded may begin."""
+
+    code = "audit_unavailable"
+    status = 503
+
+
 class ShuttingDown(GatewayError):
     """The gateway is draining and takes no new work."""
 
     code = "shutting_down"
     status = 503
+
+
+class InsufficientStorage(GatewayError):
+    """A home, a workspace or the disk below it is full."""
+
+    code = "insufficient_storage"
+    status = 507
 
 
 class ConfigurationError(GatewayError):

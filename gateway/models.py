@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 Channel = Literal["shell", "control", "stdin", "iopub"]
 CHANNELS: tuple[Channel, ...] = ("shell", "control", "stdin", "iopub")
@@ -60,10 +60,11 @@ class Scope(StrEnum):
 
     KERNELS = "kernels"
     EXECUTE = "execute"
+    FILES = "files"
     ADMIN = "admin"
 
 
-DEFAULT_SCOPES = frozenset({Scope.KERNELS, Scope.EXECUTE})
+DEFAULT_SCOPES = frozenset({Scope.KERNELS, Scope.EXECUTE, Scope.FILES})
 
 
 class Principal(Frozen):
@@ -86,7 +87,11 @@ class Limits(Frozen):
     pids: int = Field(128, ge=24, le=4096, description="Processes and threads of the whole cell.")
     cpus: float = Field(1.0, gt=0, le=256, description="CPU time per second, in cores.")
     home_bytes: int = Field(256 << 20, ge=1 << 20, description="Size of the private home.")
-    home_inodes: int = Field(20_000, ge=64, description="Files and directories of the private home.")
+    tmp_bytes: int = Field(256 << 20, ge=1 << 20, description="Size of /tmp.")
+    shm_bytes: int = Field(256 << 20, ge=1 << 20, description="Size of /dev/shm.")
+    home_inodes: int = Field(
+        20_000, ge=64, description="Files and directories of each: home, /tmp, /dev/shm."
+    )
     open_files: int = Field(512, ge=64, le=65_536, description="Descriptors per process.")
     file_bytes: int = Field(256 << 20, ge=1 << 20, description="Size of one file.")
     timeout_s: float = Field(300.0, gt=0, description="Longest execution, when the request names none.")
@@ -125,7 +130,30 @@ class Kernel(Model):
     profile: str
     started_at: str
     executions: int
+    paused: bool = False
     limits: Limits
+
+
+class Usage(Model):
+    """What a kernel's cell uses: bytes, seconds and counts; None where this machine cannot tell."""
+
+    memory_bytes: int
+    memory_peak_bytes: int | None = None
+    cpu_s: float
+    throttled_s: float | None = None
+    pids: int
+    home_bytes: int | None = None
+    home_inodes: int | None = None
+
+
+class Execution(Model):
+    """An execution that has not ended: queued ones have not been seen by the kernel."""
+
+    id: str
+    kernel_id: str
+    state: Literal["queued", "running"]
+    timeout_s: float
+    asked_at: str
 
 
 class KernelRecord(Frozen):
@@ -137,6 +165,7 @@ class KernelRecord(Frozen):
     created_at: datetime
     limits: Limits
     env: Mapping[str, str] = Field(default_factory=dict)
+    secret_names: tuple[str, ...] = Field((), description="Secrets that it was started with; never values.")
 
 
 class SessionRecord(Frozen):
@@ -162,6 +191,15 @@ class KeyRecord(Frozen):
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+
+
+class UsageDay(Frozen):
+    """What a principal used on one day (UTC)."""
+
+    principal: str
+    day: date
+    cpu_s: float = 0.0
+    output_bytes: int = 0
 
 
 class ExecuteRequest(Model):
@@ -207,12 +245,15 @@ class ExecutionResult(Model):
     truncated: bool = False
 
 
+Door = Literal["rest", "websocket", "gateway", "cli"]
+
+
 class Origin(Frozen):
     """Where a request came from: who, by which credential and door, from where, under which request id."""
 
     principal: PrincipalName
     key_id: str
-    door: Literal["rest", "websocket", "gateway"]
+    door: Door
     address: str | None = None
     request_id: str | None = None
 
@@ -231,6 +272,118 @@ class ExecutionRecord(Frozen):
     started_at: datetime
     duration_s: float
     output_bytes: int
+
+
+class AuditAction(StrEnum):
+    """What the audit trail records."""
+
+    GATEWAY_START = "gateway.start"
+    GATEWAY_STOP = "gateway.stop"
+    KERNEL_CREATE = "kernel.create"
+    KERNEL_DELETE = "kernel.delete"
+    KERNEL_INTERRUPT = "kernel.interrupt"
+    KERNEL_RESTART = "kernel.restart"
+    KERNEL_PAUSE = "kernel.pause"
+    KERNEL_RESUME = "kernel.resume"
+    KERNEL_CULL = "kernel.cull"
+    KERNEL_DIE = "kernel.die"
+    KERNEL_ADOPT = "kernel.adopt"
+    EXECUTION_END = "execution.end"
+    SESSION_CREATE = "session.create"
+    SESSION_CHANGE = "session.change"
+    SESSION_DELETE = "session.delete"
+    KEY_CREATE = "key.create"
+    KEY_REVOKE = "key.revoke"
+    FILE_READ = "file.read"
+    FILE_WRITE = "file.write"
+    FILE_DELETE = "file.delete"
+    AUTH_REFUSED = "auth.refused"
+    ACCESS_REFUSED = "access.refused"
+    LIMIT_REFUSED = "limit.refused"
+    POLICY_NOTED = "policy.noted"
+    POLICY_REFUSED = "policy.refused"
+    AUDIT_PRUNE = "audit.prune"
+
+
+class AuditOutcome(StrEnum):
+    """How it went: done, refused by the gateway, or tried and failed."""
+
+    OK = "ok"
+    REFUSED = "refused"
+    ERROR = "error"
+
+
+def _bounded(text: str) -> str:
+    # cut rather than refused: an event that has happened is never lost to its own form
+    return text[:512].encode("utf-8", "replace").decode()
+
+
+AuditText = Annotated[str, AfterValidator(_bounded)]
+
+
+class AuditEvent(Frozen):
+    """One thing that happened, for the audit trail. Texts are cut at 512 characters; never a secret's value.
+
+    Without a `door`, the trail takes who, key, door, address and request from the request being served.
+    """
+
+    action: AuditAction
+    outcome: AuditOutcome = AuditOutcome.OK
+    who: AuditText | None = None
+    key_id: AuditText | None = None
+    address: AuditText | None = None
+    door: Door | None = None
+    request_id: AuditText | None = None
+    kernel_id: AuditText | None = None
+    target: AuditText | None = Field(None, description="What it was done to, where that is no kernel.")
+    reason: AuditText | None = Field(None, description="A short code: of the error, the death, the status.")
+    code_sha256: AuditText | None = None
+    code: str | None = Field(None, max_length=64 << 10)
+    duration_s: float | None = Field(None, allow_inf_nan=False)
+    output_bytes: int | None = None
+    extra: Mapping[AuditText, AuditText | int | float | bool | None] = Field(
+        default_factory=dict, max_length=16
+    )
+
+
+class AuditRecord(AuditEvent):
+    """An event as the trail has it: numbered without gaps, and chained to the record before it by `hash`."""
+
+    seq: int
+    at: str
+    prev_hash: str
+    hash: str
+
+
+class AuditHead(Frozen):
+    """The newest record of a trail; `seq` 0 and 64 zeros where there is none yet."""
+
+    seq: int = 0
+    hash: str = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What is at a path of a home, links not followed. Sizes in bytes, times in ns since 1970.
+
+    `path` is relative to the home; bytes in it that are no UTF-8 are surrogates, as `os.fsdecode` has it.
+    `version` changes whenever the content may have changed.
+    """
+
+    path: str
+    type: Literal["file", "directory", "link", "other"]
+    size: int
+    mode: int
+    modified_ns: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What is in a directory, and below it: each directory's entries by name, the upper levels first."""
+
+    entries: tuple[FileFacts, ...]
+    truncated: bool
 
 
 @dataclass(slots=True)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Protocol
+from datetime import date, datetime
+from typing import IO, Literal, Protocol, Self
+
+from pydantic import SecretStr
 
 from gateway.models import (
+    AuditEvent,
+    AuditHead,
+    AuditRecord,
     DeathReason,
+    Execution,
     ExecutionRecord,
     ExecutionState,
+    FileFacts,
     Kernel,
     KernelRecord,
     KernelSpec,
@@ -19,6 +26,9 @@ from gateway.models import (
     Origin,
     Principal,
     SessionRecord,
+    Usage,
+    UsageDay,
+    Walk,
 )
 
 
@@ -138,8 +148,127 @@ class KernelHandle(Protocol):
         """Start afresh under the same id. Raises SandboxUnavailable, KernelStartFailed."""
         ...
 
+    async def pause(self) -> None:
+        """Freeze every process of the kernel's, and the clocks of its deadlines. Raises KernelDead."""
+        ...
+
+    async def resume(self) -> None:
+        """Let a paused kernel go on. Raises KernelDead."""
+        ...
+
+    async def usage(self) -> Usage:
+        """Return what the kernel's cell uses. Raises KernelDead."""
+        ...
+
+    def executions(self) -> list[Execution]:
+        """List the executions that have not ended, oldest first."""
+        ...
+
+    async def interrupt_execution(self, execution_id: str) -> None:
+        """Interrupt a running execution, or take back a queued one. Raises NotFound, KernelDead."""
+        ...
+
+    async def cancel_execution(self, execution_id: str) -> None:
+        """End an execution, by a restart of the kernel if need be. Raises NotFound, Conflict."""
+        ...
+
     async def shutdown(self, reason: DeathReason) -> None:
         """End the kernel and everything it ever started."""
+        ...
+
+    def files(self) -> KernelFiles:
+        """Return the way to the files of its home. Raises KernelDead."""
+        ...
+
+
+class OpenFile(Protocol):
+    """An open regular file of a home; to be closed, as a context manager or by `close`."""
+
+    @property
+    def facts(self) -> FileFacts:
+        """What the file was when it was opened."""
+        ...
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset` on, fewer only at the end of the file."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Write at the end. Raises InsufficientStorage, PayloadTooLarge."""
+        ...
+
+    async def room(self) -> int:
+        """Return how many bytes the file system that the file is on still takes."""
+        ...
+
+    def reader(self) -> IO[bytes]:
+        """Return a reader of the same bytes that blocks, for a thread; it is to be closed."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the file. Closing twice is harmless."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class KernelFiles(Protocol):
+    """The files of one cell's home. Paths are relative to it; none leads out of it or through a link.
+
+    All raise BadRequest (a path that no home may have, or through a link), NotFound, KernelDead,
+    InsufficientStorage, and Conflict where what is there stands against it.
+    """
+
+    async def stat(self, path: str) -> FileFacts:
+        """Return what is at a path."""
+        ...
+
+    async def walk(self, path: str, *, depth: int, limit: int) -> Walk:
+        """List a directory, `depth` levels of it, at most `limit` entries."""
+        ...
+
+    async def open(self, path: str, mode: Literal["read", "append"]) -> OpenFile:
+        """Open a regular file, to read it or to write at its end; for that it is made if need be."""
+        ...
+
+    async def spool(self, *, executable: bool = False) -> OpenFile:
+        """Open a new file without a name, to write and read; it is gone when closed, unless placed."""
+        ...
+
+    async def place(
+        self, file: OpenFile, path: str, *, replace: bool = True, version: str | None = None
+    ) -> FileFacts:
+        """Give a spooled file its name at once and whole; missing directories are made.
+
+        Raises PreconditionFailed when something is there and `replace` is false, or when what is there is
+        not of this `version`.
+        """
+        ...
+
+    async def mkdir(self, path: str) -> FileFacts:
+        """Make a directory, and those above it. One that is there already is Conflict."""
+        ...
+
+    async def move(self, path: str, to: str, *, replace: bool = False) -> FileFacts:
+        """Rename within the home. Raises Conflict when something is there and `replace` is false."""
+        ...
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, or a directory: an empty one, or with all that is in it."""
+        ...
+
+
+class ExecutionGate(Protocol):
+    """Who may execute now, whatever the door. Neither method may block."""
+
+    def admit(self, owner: str, kernel_id: str) -> None:
+        """Count an execution that begins. Raises LimitReached when a quota of its owner's is used up."""
+        ...
+
+    def release(self, owner: str, kernel_id: str, output_bytes: int) -> None:
+        """Count an admitted execution's end, once, and what it sent."""
         ...
 
 
@@ -148,6 +277,22 @@ class ExecutionObserver(Protocol):
 
     def ended(self, record: ExecutionRecord) -> None:
         """Take the record of an execution, once, whatever became of it."""
+        ...
+
+
+class Audit(Protocol):
+    """The trail of who did what. What has happened is never refused or dropped."""
+
+    def record(self, event: AuditEvent) -> None:
+        """Take an event. Neither blocks nor raises."""
+        ...
+
+    def admit(self) -> None:
+        """Let something new begin. Raises AuditUnavailable when its record could not be kept."""
+        ...
+
+    async def written(self) -> None:
+        """Wait until all that was recorded so far is in the trail. Raises AuditUnavailable."""
         ...
 
 
@@ -167,9 +312,16 @@ class KernelHost(Protocol):
         ...
 
     async def start(
-        self, *, kernel_id: str, owner: str, spec: KernelSpec, env: Mapping[str, str], limits: Limits
+        self,
+        *,
+        kernel_id: str,
+        owner: str,
+        spec: KernelSpec,
+        env: Mapping[str, str],
+        secrets: Mapping[str, SecretStr],
+        limits: Limits,
     ) -> KernelHandle:
-        """Start a kernel and wait until it answers.
+        """Start a kernel and wait until it answers; `secrets` are kept in memory alone.
 
         Raises:
             SandboxUnavailable: no confined cell can be had.
@@ -236,6 +388,26 @@ class Store(Protocol):
 
     async def delete_session(self, session_id: str) -> None:
         """Forget a session."""
+        ...
+
+    async def audit_head(self) -> AuditHead:
+        """Return the newest record of the audit trail's copy."""
+        ...
+
+    async def add_audit(self, records: Sequence[AuditRecord]) -> None:
+        """Keep copies of records of the audit trail. Raises Conflict when one is there already."""
+        ...
+
+    async def delete_audit(self, through: int) -> None:
+        """Forget the copies of the records up to and including a number."""
+        ...
+
+    async def usage_on(self, day: date) -> list[UsageDay]:
+        """Return what every principal used on a day (UTC)."""
+        ...
+
+    async def add_usage(self, usage: Sequence[UsageDay]) -> None:
+        """Add to what is kept of principals' days, all or nothing; days long past are forgotten."""
         ...
 
     async def close(self) -> None:

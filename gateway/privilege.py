@@ -51,6 +51,7 @@ def as_service_user(settings: Settings) -> None:
     service = service_user(settings.sandbox.service_user)
     os.chdir("/")
     package = Path(__file__).resolve().parent
+    tls = settings.server.tls
     needed = {
         Path(sys.prefix),
         Path(sys.base_prefix),
@@ -60,6 +61,8 @@ def as_service_user(settings: Settings) -> None:
         settings.state_dir,
         *settings.kernels.spec_dirs,
         *settings.sandbox.profile_dirs,
+        # the directories: a new certificate may be a new file
+        *(path.parent for path in (tls.cert, tls.key, tls.client_ca) if path is not None),
     }
     make_reachable(path.resolve() for path in needed)
     os.setgroups([])

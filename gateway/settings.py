@@ -92,6 +92,9 @@ class SandboxSettings(Group):
     """How cells are made."""
 
     firejail: Path = Field(Path("/usr/bin/firejail"), description="The firejail program.")
+    bubblewrap: Path = Field(
+        Path("/usr/bin/bwrap"), description="The bubblewrap program, for profiles that name it as backend."
+    )
     run_dir: Path | None = Field(
         None, description="Short directory for the cells' sockets; chosen per state directory when unset."
     )
@@ -108,6 +111,9 @@ class SandboxSettings(Group):
     pool_prefix: str = Field("cell", pattern=r"^[a-z]{2,12}$", description="Name prefix of the pool users.")
     pool_first_uid: int = Field(23_001, ge=1000, description="First uid of the pool.")
     pool_size: int = Field(256, ge=1, le=10_000, description="Pool users: the most cells on this machine.")
+    require_cgroups: bool = Field(
+        False, description="Refuse to start where cells cannot have control groups of their own."
+    )
     start_timeout_s: float = Field(20.0, gt=0, description="Seconds for a cell to come up and be proved.")
     keep_s: float = Field(
         60.0, ge=0, description="Seconds that cells outlive their gateway; 0 ends them at once."
@@ -141,6 +147,9 @@ class KernelsSettings(Group):
     env_allowed: tuple[str, ...] = Field(
         (), description="Names beside KERNEL_* that a request may set in a kernel's environment."
     )
+    secrets_allowed: tuple[str, ...] = Field(
+        (), description="Names beside KERNEL_* that a request may give a kernel as secrets."
+    )
 
 
 class ExecutionsSettings(Group):
@@ -148,6 +157,20 @@ class ExecutionsSettings(Group):
 
     max_timeout_s: float = Field(3600.0, gt=0, description="Longest execution that anyone may ask for.")
     max_output_bytes: int = Field(50 << 20, ge=1024, description="Most output kept for one REST execution.")
+
+
+class FilesSettings(Group):
+    """Bounds on what travels to and from the homes of cells."""
+
+    max_upload_bytes: int = Field(
+        256 << 20, ge=1024, description="Largest file or archive that is taken; a home may take less."
+    )
+    max_edit_bytes: int = Field(8 << 20, ge=1024, description="Largest file that is edited in place.")
+    max_entries: int = Field(10_000, ge=1, le=20_000, description="Entries of one listing or archive.")
+    max_archive_bytes: int = Field(1 << 30, ge=1024, description="What one archive may hold, unpacked.")
+    max_transfers: int = Field(
+        8, ge=1, description="Uploads and downloads of one principal at the same time; more is 429."
+    )
 
 
 class OidcSettings(Group):
@@ -222,6 +245,26 @@ class QuotaSettings(Group):
     )
 
 
+class AuditSettings(Group):
+    """What the audit trail keeps, and for how long."""
+
+    keep_code: bool = Field(
+        False, description="Keep the code itself (its first 64 KiB), and not only its SHA-256."
+    )
+    retention_days: int = Field(
+        90, ge=0, le=36_500, description="Days after which records are removed; 0 keeps them for ever."
+    )
+    file_bytes: int = Field(
+        16 << 20, ge=4096, description="Size at which a new file is begun; one is begun every day besides."
+    )
+    queue_bytes: int = Field(
+        16 << 20, ge=1 << 16, description="Records waiting for the disk; past that new work is refused 503."
+    )
+    refusals_per_s: int = Field(
+        5, ge=1, le=1000, description="Equal refusals written one by one; more are folded into a count."
+    )
+
+
 class LogSettings(Group):
     """What is logged, and how."""
 
@@ -257,10 +300,14 @@ class Settings(BaseSettings):
     executions: ExecutionsSettings = Field(
         default_factory=ExecutionsSettings, description="Bounds on executions."
     )
+    files: FilesSettings = Field(
+        default_factory=FilesSettings, description="Bounds on files that are read and written."
+    )
     auth: AuthSettings = Field(default_factory=AuthSettings, description="Whose credentials are taken.")
     quotas: QuotaSettings = Field(
         default_factory=QuotaSettings, description="How much each principal may use."
     )
+    audit: AuditSettings = Field(default_factory=AuditSettings, description="What the audit trail keeps.")
     log: LogSettings = Field(default_factory=LogSettings, description="What is logged.")
 
     @property
@@ -272,6 +319,16 @@ class Settings(BaseSettings):
     def pepper_path(self) -> Path:
         """Where the key of the API keys' hashes lies."""
         return self.state_dir / "gateway" / "pepper"
+
+    @property
+    def audit_dir(self) -> Path:
+        """Where the audit trail's files lie."""
+        return self.state_dir / "gateway" / "audit"
+
+    @property
+    def audit_key_path(self) -> Path:
+        """Where the key of the audit trail's hashes lies."""
+        return self.state_dir / "gateway" / "audit-key"
 
     @property
     def warden_socket(self) -> Path:

@@ -1,4 +1,4 @@
-"""What survives the process: keys, kernels and sessions, in SQLite or a database that speaks the same SQL."""
+"""What survives the process, in SQLite or a database that speaks the same SQL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sqlite3
 import stat
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -17,12 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from gateway.errors import ConfigurationError, Conflict, StoreUnavailable
-from gateway.models import Frozen, KernelRecord, KeyRecord, SessionRecord
+from gateway.models import AuditHead, AuditRecord, Frozen, KernelRecord, KeyRecord, SessionRecord, UsageDay
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from datetime import date
 
-SCHEMA_VERSION = 1
+USAGE_KEPT_DAYS = 31
+SCHEMA_VERSION = 2
 
 T = TypeVar("T")
 Record = TypeVar("Record", bound=Frozen)
@@ -89,6 +91,7 @@ kernels = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("env", sa.JSON, nullable=False),
+    sa.Column("secret_names", sa.JSON, nullable=False),
 )
 
 sessions = sa.Table(
@@ -104,6 +107,35 @@ sessions = sa.Table(
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Index("sessions_owner_path", "owner", "path", unique=True),
 )
+
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("who", sa.Text),
+    sa.Column("kernel_id", sa.Text),
+    sa.Column("hash", sa.Text, nullable=False),
+    sa.Column("record", sa.JSON, nullable=False),
+    sa.Index("audit_who", "who", "seq"),
+    sa.Index("audit_kernel", "kernel_id", "seq"),
+)
+
+usage_days = sa.Table(
+    "usage_days",
+    metadata,
+    sa.Column("principal", sa.Text, primary_key=True),
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("cpu_s", sa.Float, nullable=False),
+    sa.Column("output_bytes", sa.BigInteger, nullable=False),
+)
+
+# What brings a store of the version before to the version that is the key; new tables are made anyway.
+MIGRATIONS: Mapping[int, tuple[str, ...]] = {
+    2: ("ALTER TABLE kernels ADD COLUMN secret_names JSON NOT NULL DEFAULT '[]'",),
+}
 
 
 class SqlStore:
@@ -133,17 +165,21 @@ class SqlStore:
         return store
 
     async def _prepare(self) -> None:
-        """Make the tables that are missing, after a look at who made the store."""
+        """Make the tables that are missing, after a look at who made the store; bring an older one up."""
         first = sa.select(sa.literal(SCHEMA_VERSION)).where(~sa.exists(sa.select(schema.c.version)))
 
         async def work(connection: AsyncConnection) -> None:
             await connection.execute(CreateTable(schema, if_not_exists=True))
             await connection.execute(schema.insert().from_select(["version"], first))
             version = (await connection.execute(sa.select(schema.c.version))).scalar_one()
-            if version != SCHEMA_VERSION:
+            if version > SCHEMA_VERSION:
                 raise ConfigurationError(
-                    f"The store has version {version} and this program knows version {SCHEMA_VERSION} only."
+                    f"The store has version {version} and this program knows versions up to {SCHEMA_VERSION}."
                 )
+            for step in range(version + 1, SCHEMA_VERSION + 1):
+                for statement in MIGRATIONS[step]:
+                    await connection.execute(sa.text(statement))
+                await connection.execute(schema.update().values(version=step))
             for table in metadata.sorted_tables:
                 await connection.execute(CreateTable(table, if_not_exists=True))
                 for index in table.indexes:
@@ -249,6 +285,51 @@ class SqlStore:
     async def delete_session(self, session_id: str) -> None:
         """Forget a session."""
         await self._change(sessions.delete().where(sessions.c.id == session_id))
+
+    async def audit_head(self) -> AuditHead:
+        """Return the newest record of the audit trail's copy."""
+        newest = sa.select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
+        found = await self._records(AuditHead, newest)
+        return found[0] if found else AuditHead()
+
+    async def add_audit(self, records: Sequence[AuditRecord]) -> None:
+        """Keep copies of records of the audit trail. Raises Conflict when one is there already."""
+        columns = [column.name for column in audit.columns if column.name != "record"]
+        rows = [
+            {**{name: getattr(record, name) for name in columns}, "record": record.model_dump(mode="json")}
+            for record in records
+        ]
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(audit.insert(), rows)
+
+        await self._run(work, "A record of the audit trail is there already.")
+
+    async def delete_audit(self, through: int) -> None:
+        """Forget the copies of the records up to and including a number."""
+        await self._change(audit.delete().where(audit.c.seq <= through))
+
+    async def usage_on(self, day: date) -> list[UsageDay]:
+        """Return what every principal used on a day (UTC)."""
+        return await self._records(UsageDay, sa.select(usage_days).where(usage_days.c.day == day))
+
+    async def add_usage(self, usage: Sequence[UsageDay]) -> None:
+        """Add to what is kept of principals' days, all or nothing; days long past are forgotten."""
+        table = usage_days.c
+
+        async def work(connection: AsyncConnection) -> None:
+            for used in usage:
+                more = {
+                    "cpu_s": table.cpu_s + used.cpu_s,
+                    "output_bytes": table.output_bytes + used.output_bytes,
+                }
+                same = (table.principal == used.principal) & (table.day == used.day)
+                if (await connection.execute(usage_days.update().where(same).values(more))).rowcount == 0:
+                    await connection.execute(usage_days.insert().values(used.model_dump()))
+            oldest = max(used.day for used in usage) - timedelta(days=USAGE_KEPT_DAYS)
+            await connection.execute(usage_days.delete().where(table.day < oldest))
+
+        await self._run(work)
 
     async def close(self) -> None:
         """Let go of the store once what runs has ended; what is asked afterwards raises StoreUnavailable."""

@@ -11,10 +11,22 @@ from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from gateway.errors import Conflict, GatewayError, KernelDead, LimitReached, StoreUnavailable
+from pydantic import SecretStr
+
+from gateway.errors import (
+    AuditUnavailable,
+    Conflict,
+    GatewayError,
+    KernelDead,
+    LimitReached,
+    NotFound,
+    StoreUnavailable,
+)
 from gateway.models import (
+    AuditEvent,
     Channel,
     DeathReason,
+    Execution,
     ExecutionState,
     Kernel,
     KernelRecord,
@@ -26,14 +38,17 @@ from gateway.models import (
     Principal,
     Scope,
     SessionRecord,
+    Usage,
+    UsageDay,
     timestamp,
 )
 from gateway.protocol.messages import content, make
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import date
 
-    from gateway.ports import Clock, KernelHandle, KernelHost, Store, Subscriber
+    from gateway.ports import Clock, ExecutionGate, KernelHandle, KernelHost, Store, Subscriber
 
 
 def principal(name: str, *scopes: Scope) -> Principal:
@@ -74,6 +89,28 @@ class ManualClock:
         return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self._seconds)
 
 
+class MemoryAudit:
+    """A trail in memory; with a `failure` it admits nothing and writes nothing."""
+
+    def __init__(self) -> None:
+        self.events: list[AuditEvent] = []
+        self.failure: AuditUnavailable | None = None
+
+    def record(self, event: AuditEvent) -> None:
+        """Take an event."""
+        self.events.append(event)
+
+    def admit(self) -> None:
+        """Let something new begin."""
+        if self.failure is not None:
+            raise self.failure
+
+    async def written(self) -> None:
+        """Be done, a turn of the loop later."""
+        await asyncio.sleep(0)
+        self.admit()
+
+
 class MemoryKernel:
     """A kernel that answers from memory, a turn of the loop later, one execution at a time."""
 
@@ -86,15 +123,21 @@ class MemoryKernel:
         clock: Clock,
         *,
         env: Mapping[str, str] | None = None,
+        gate: ExecutionGate | None = None,
     ) -> None:
+        self.gate = gate
+        self.cpu_s = 1.0
         self.id = kernel_id
         self.owner = owner
         self.spec_name = spec.name
         self.limits = limits
         self.env = dict(env or {})
+        self.secrets: dict[str, SecretStr] = {}
         self.state = ExecutionState.IDLE
         self.death: DeathReason | None = None
         self.sent: list[tuple[Message, float | None]] = []
+        self.origins: list[Origin | None] = []
+        self.paused = False
         self.interrupts = 0
         self.restarts = 0
         self._profile = spec.profile
@@ -157,10 +200,13 @@ class MemoryKernel:
         timeout_s: float | None = None,
         origin: Origin | None = None,
     ) -> None:
-        """Take a client's message; `timeout_s` is only noted, see `expire`."""
+        """Take a client's message; `timeout_s` and `origin` are only noted, see `expire`."""
         if len(self._waiting) >= 100:
             raise LimitReached("Too many requests wait for this kernel.")
+        if self.gate is not None and message.msg_type == "execute_request":
+            self.gate.admit(self.owner, self.id)
         self.sent.append((message, timeout_s))
+        self.origins.append(origin)
         self._active = self._clock.monotonic()
         if message.channel == "stdin":
             return
@@ -178,6 +224,30 @@ class MemoryKernel:
         self.interrupts += 1
         if self._running is not None:
             self._finish("KeyboardInterrupt")
+
+    async def pause(self) -> None:
+        """Only note it."""
+        self.paused = True
+
+    async def resume(self) -> None:
+        """Only note it."""
+        self.paused = False
+
+    async def usage(self) -> Usage:
+        """Return figures that nobody measured."""
+        return Usage(memory_bytes=1, cpu_s=self.cpu_s, pids=1)
+
+    def executions(self) -> list[Execution]:
+        """Return none: what runs here has ended before anybody could ask."""
+        return []
+
+    async def interrupt_execution(self, execution_id: str) -> None:
+        """Raise NotFound."""
+        raise NotFound(f"Execution does not exist: {execution_id}")
+
+    async def cancel_execution(self, execution_id: str) -> None:
+        """Raise NotFound."""
+        raise NotFound(f"Execution does not exist: {execution_id}")
 
     async def restart(self) -> None:
         """Answer what is in flight, and be as new."""
@@ -247,6 +317,7 @@ class MemoryKernel:
             reply = {"status": "error", "execution_count": self._executions} | error
         self._reply(message, subscriber, "execute_reply", reply)
         self._running = None
+        self._release(message)
         self.state = ExecutionState.IDLE
         self._active = self._clock.monotonic()
         self._publish(message, "status", {"execution_state": "idle"})
@@ -262,9 +333,14 @@ class MemoryKernel:
     def _answer_dead(self, message: Message, subscriber: Subscriber, reason: DeathReason) -> None:
         error = {"ename": "KernelDied", "evalue": f"The kernel died: {reason}.", "traceback": []}
         kind = message.msg_type.replace("_request", "_reply")
+        self._release(message)
         self._publish(message, "error", error, reason)
         self._reply(message, subscriber, kind, {"status": "error"} | error, reason)
         self._publish(message, "status", {"execution_state": "idle"}, reason)
+
+    def _release(self, message: Message) -> None:
+        if self.gate is not None and message.msg_type == "execute_request":
+            self.gate.release(self.owner, self.id, len(str(content(message)["code"])))
 
     def _publish(
         self, parent: Message, kind: str, body: Mapping[str, Any], reason: DeathReason | None = None
@@ -307,8 +383,10 @@ class MemoryHost:
         *,
         specs: Sequence[KernelSpec] = (kernelspec(),),
         limits: Limits | None = None,
+        gate: ExecutionGate | None = None,
     ) -> None:
         self.clock = clock
+        self.gate = gate
         self.kernels: dict[str, MemoryKernel] = {}
         self.removed: list[tuple[str, DeathReason]] = []
         self.stubborn: set[str] = set()
@@ -331,7 +409,14 @@ class MemoryHost:
         return self._limits
 
     async def start(
-        self, *, kernel_id: str, owner: str, spec: KernelSpec, env: Mapping[str, str], limits: Limits
+        self,
+        *,
+        kernel_id: str,
+        owner: str,
+        spec: KernelSpec,
+        env: Mapping[str, str],
+        secrets: Mapping[str, SecretStr],
+        limits: Limits,
     ) -> KernelHandle:
         """Start a kernel after a turn of the loop, or when `hold` is set."""
         self.starts += 1
@@ -340,7 +425,8 @@ class MemoryHost:
             await self.hold.wait()
         if self.failure is not None:
             raise self.failure
-        kernel = MemoryKernel(kernel_id, owner, spec, limits, self.clock, env=env)
+        kernel = MemoryKernel(kernel_id, owner, spec, limits, self.clock, env=env, gate=self.gate)
+        kernel.secrets = dict(secrets)
         self.kernels[kernel_id] = kernel
         return kernel
 
@@ -371,6 +457,7 @@ class MemoryStore:
         self._keys: dict[str, KeyRecord] = {}
         self._kernels: dict[str, KernelRecord] = {}
         self._sessions: dict[str, SessionRecord] = {}
+        self._usage: dict[tuple[date, str], UsageDay] = {}
 
     async def add_key(self, key: KeyRecord) -> None:
         """Keep a new API key."""
@@ -433,6 +520,20 @@ class MemoryStore:
         """Forget a session."""
         await self._turn()
         self._sessions.pop(session_id, None)
+
+    async def usage_on(self, day: date) -> list[UsageDay]:
+        """Return what every principal used on a day."""
+        await self._turn()
+        return [used for (when, _), used in self._usage.items() if when == day]
+
+    async def add_usage(self, usage: Sequence[UsageDay]) -> None:
+        """Add to what is kept."""
+        await self._turn()
+        for used in usage:
+            old = self._usage.get((used.day, used.principal))
+            cpu_s, output_bytes = (old.cpu_s, old.output_bytes) if old else (0.0, 0)
+            total = {"cpu_s": cpu_s + used.cpu_s, "output_bytes": output_bytes + used.output_bytes}
+            self._usage[used.day, used.principal] = used.model_copy(update=total)
 
     async def close(self) -> None:
         """Let go of nothing."""

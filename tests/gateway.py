@@ -33,7 +33,8 @@ START_S = 30.0
 
 def new_state_dir() -> Path:
     """Make a directory that a service user can reach, which pytest's own are not."""
-    path = Path(tempfile.mkdtemp(prefix="cellblock-test-", dir="/var/tmp"))
+    place = "/var/tmp" if os.geteuid() == 0 else "/tmp"  # an ordinary user's homes may not be below /var
+    path = Path(tempfile.mkdtemp(prefix="cellblock-test-", dir=place))
     path.chmod(0o755)
     return path
 
@@ -143,8 +144,9 @@ class Gateway:
                 pid = int(entry.name)
                 parents[pid] = int(fields[1])
                 line = (entry / "cmdline").read_bytes()
-                # the kernel leads a session of its own, which firejail and the kernel's children do not
-                if b"boot.py" in line and b"firejail" not in line and int(fields[3]) == pid:
+                # the kernel leads a session of its own, which the kernel's children do not
+                makers = (b"firejail", b"bwrap")
+                if b"boot.py" in line and int(fields[3]) == pid and not any(m in line for m in makers):
                     kernels.append((int(fields[19]), pid))
         wardens = set(self.warden_pids())
 

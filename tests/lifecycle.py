@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,12 +28,12 @@ def cells(gateway: Gateway) -> dict[int, str]:
     """Return the processes of a gateway's cells, firejail's own included, with their command lines."""
     mark = f"/{tree(gateway)}/"
     found = {}
-    for entry in filter(str.isdigit, os.listdir("/proc")):
+    for entry in Path("/proc").iterdir():
         # a zombie has no command line
-        with contextlib.suppress(OSError):
-            line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        with contextlib.suppress(OSError, ValueError):
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if mark in line:
-                found[int(entry)] = line
+                found[int(entry.name)] = line
     return found
 
 

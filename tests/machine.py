@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tests.gateway import Gateway
 
 PROC = Path("/proc")
+CELL_MAKERS = ("firejail", "bwrap")
 
 
 def processes() -> list[Path]:
@@ -34,11 +35,11 @@ def name_of(process: Path) -> str:
 
 
 def processes_named(mark: str) -> list[int]:
-    """List the pids of processes with a mark among their arguments, firejail's own left out."""
+    """List the pids of processes with a mark among their arguments, those that make cells left out."""
     return [
         int(process.name)
         for process in processes()
-        if mark.encode() in read(process / "cmdline") and name_of(process) != "firejail"
+        if mark.encode() in read(process / "cmdline") and name_of(process) not in CELL_MAKERS
     ]
 
 

@@ -29,6 +29,8 @@ PEPPER_BYTES = 32
 _TOKEN = re.compile(r"cb_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
 _CACHED_KEYS = 1024
 _NO_HASH = "0" * 64
+# the names of those who come with a JWT
+_RESERVED = ("jwt.", "jwt-")
 
 
 class KeyRing:
@@ -54,6 +56,8 @@ class KeyRing:
         now = self._clock.now()
         if expires_at is not None and (expires_at.tzinfo is None or expires_at <= now):
             raise BadRequest("The expiry must lie in the future and have a time zone.")
+        if principal.startswith(_RESERVED):
+            raise BadRequest("Names that begin with jwt. or jwt- are those of tokens' principals.")
         key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         granted = _scopes(scopes)
         try:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import doctor, kernels, keys, run, serve
+from gateway.cli import audit, doctor, kernels, keys, run, serve
 from gateway.errors import GatewayError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 
 
 def main() -> None:

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import os
+import pwd
 import sys
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway import settings as configuration
 from gateway.cli.connection import JsonOption
+from gateway.cli.moments import date, span
+from gateway.cli.state import StateDirOption, has_store, settings_for, with_store
 from gateway.cli.table import print_json, print_table
 from gateway.clock import SystemClock
-from gateway.errors import BadRequest, ConfigurationError, NotFound
-from gateway.models import DEFAULT_SCOPES, KeyRecord
+from gateway.errors import AuditUnavailable, BadRequest, NotFound
+from gateway.models import DEFAULT_SCOPES, AuditAction, AuditEvent, KeyRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from typing import TypeVar
-
     from gateway.settings import Settings
     from gateway.store import SqlStore
 
-    T = TypeVar("T")
-
 app = typer.Typer(help="API keys, kept in the gateway's state directory.", no_args_is_help=True)
 
-StateDirOption = Annotated[
-    Path | None, typer.Option("--state-dir", metavar="DIR", help="The gateway's state directory.")
-]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Whose key: the owner of what it makes.")]
 WhichArgument = Annotated[
     str, typer.Argument(metavar="ID|NAME", help="One key by its id, or all of an owner's.")
@@ -44,9 +37,6 @@ ExpiresOption = Annotated[
     str | None,
     typer.Option("--expires", metavar="WHEN", help="After 30d, 12h, 45m; or at an ISO date (UTC)."),
 ]
-
-_SPAN = re.compile(r"([0-9]{1,6})([smhdw])", re.ASCII)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 @app.command("create")
@@ -63,13 +53,22 @@ def create(
     clock = SystemClock()
     expires_at = None if expires is None else expiry(expires, clock.now())
     granted = {scope.strip() for given in scopes for scope in given.split(",")} if scopes else DEFAULT_SCOPES
-    settings = _settings(state_dir)
+    settings = settings_for(state_dir)
+    caller = _caller()
 
     async def make(store: SqlStore) -> tuple[str, KeyRecord]:
         keys = KeyRing(store, load_pepper(settings.pepper_path), clock)
-        return await keys.create(name, granted, expires_at)
+        made = await keys.create(name, granted, expires_at)
+        # before the key is shown: one without a record is known to nobody
+        extra = {
+            "owner": name,
+            "scopes": ",".join(sorted(made[1].scopes)),
+            "expires": str(expires_at or "never"),
+        }
+        await _record(settings, store, caller, AuditAction.KEY_CREATE, made[1].id, extra)
+        return made
 
-    token, record = _with_store(settings, make)
+    token, record = with_store(settings, make)
     if as_json:
         print_json({"key": token, **_shown(record, clock.now())})
         return
@@ -81,10 +80,10 @@ def create(
 @app.command("ls")
 def ls(state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
     """List all keys, the oldest first; never their secrets."""
-    settings = _settings(state_dir)
+    settings = settings_for(state_dir)
 
     # Looking makes nothing: no store yet, no keys.
-    records = _with_store(settings, lambda store: store.keys()) if _has_store(settings) else []
+    records = with_store(settings, lambda store: store.keys()) if has_store(settings) else []
     shown = [_shown(record, SystemClock().now()) for record in records]
     if as_json:
         print_json(shown)
@@ -108,15 +107,20 @@ def ls(state_dir: StateDirOption = None, as_json: JsonOption = False) -> None:
 @app.command("revoke")
 def revoke(which: WhichArgument, state_dir: StateDirOption = None) -> None:
     """Revoke a key, or all keys of a name; open connections end within two seconds."""
-    settings = _settings(state_dir)
+    settings = settings_for(state_dir)
+    caller = _caller()
 
     async def end(store: SqlStore) -> list[str]:
         live = [key for key in await store.keys() if key.revoked_at is None]
         chosen = [key for key in live if key.id == which] or [key for key in live if key.principal == which]
         now = SystemClock().now()
-        return [key.id for key in chosen if await store.revoke_key(key.id, now)]
+        ended = [key for key in chosen if await store.revoke_key(key.id, now)]
+        for key in ended:
+            extra = {"owner": key.principal}
+            await _record(settings, store, caller, AuditAction.KEY_REVOKE, key.id, extra)
+        return [key.id for key in ended]
 
-    revoked = _with_store(settings, end) if _has_store(settings) else []
+    revoked = with_store(settings, end) if has_store(settings) else []
     if not revoked:
         raise NotFound(f"No key that is not revoked already has the id or name {which!r}.")
     for key_id in revoked:
@@ -129,13 +133,9 @@ def expiry(text: str, now: datetime) -> datetime:
     Raises:
         BadRequest: it is none of these, or has passed.
     """
-    span = _SPAN.fullmatch(text)
     try:
-        if span is not None:
-            moment = now + timedelta(**{_UNITS[span[2]]: int(span[1])})
-        else:
-            moment = datetime.fromisoformat(text)
-            moment = moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        ahead = span(text)
+        moment = date(text) if ahead is None else now + ahead
     except (ValueError, OverflowError):
         raise BadRequest(
             f"{text!r} is not an expiry: give 30d, 12h, 45m or a date like 2027-01-31."
@@ -145,32 +145,35 @@ def expiry(text: str, now: datetime) -> datetime:
     return moment
 
 
-def _settings(state_dir: Path | None) -> Settings:
-    # Absolute: who stops being root also leaves the current directory.
-    return configuration.load(state_dir=(state_dir or configuration.load().state_dir).absolute())
-
-
-def _with_store(settings: Settings, work: Callable[[SqlStore], Awaitable[T]]) -> T:
-    """Do something with the store, as the user whose files these are, also when root asks."""
-    from gateway.privilege import as_service_user  # noqa: PLC0415 - as below
-    from gateway.store import SqlStore  # noqa: PLC0415 - SQLAlchemy would slow every --help
-
-    async def opened() -> T:
-        store = await SqlStore.open(settings.store_path)
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
-    as_service_user(settings)
-    return asyncio.run(opened())
-
-
-def _has_store(settings: Settings) -> bool:
+def _caller() -> str:
+    """Return who runs this command, before it becomes the service user."""
     try:
-        return settings.store_path.exists()
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+async def _record(
+    settings: Settings,
+    store: SqlStore,
+    caller: str,
+    action: AuditAction,
+    key_id: str,
+    extra: dict[str, str],
+) -> None:
+    """Record what was done to a key, beside a gateway that may be running. Raises AuditUnavailable."""
+    from gateway.audit.journal import Journal  # noqa: PLC0415 - not for --help
+    from gateway.auth import load_pepper  # noqa: PLC0415
+
+    event = AuditEvent(action=action, who=caller, door="cli", target=key_id, extra=extra)
+    # how long records are kept is the gateway's to say
+    keeping = settings.audit.model_copy(update={"retention_days": 0})
+    journal = Journal(settings.audit_dir, load_pepper(settings.audit_key_path), keeping)
+    try:
+        await asyncio.to_thread(journal.append, [(SystemClock().now(), event)], await store.audit_head())
+        await asyncio.to_thread(journal.sync)
     except OSError as error:
-        raise ConfigurationError(f"The state directory {settings.state_dir} is closed to you.") from error
+        raise AuditUnavailable(f"The audit trail cannot be written: {error.strerror}.") from error
 
 
 def _shown(record: KeyRecord, now: datetime) -> dict[str, str | list[str] | None]:

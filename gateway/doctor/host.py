@@ -12,10 +12,11 @@ from pathlib import Path
 from secrets import token_hex
 
 from gateway.doctor.findings import Finding, fail, guarded, ok, warn
+from gateway.sandbox import bubblewrap as bwrap
 from gateway.sandbox.boot import landlock_abi
 from gateway.sandbox.cgroup import CgroupTree
 from gateway.sandbox.daemon import FIREJAIL_CONFIG, unusable
-from gateway.sandbox.firejail import host_blacklist, version
+from gateway.sandbox.firejail import MINIMUM, host_blacklist, version
 from gateway.settings import SandboxSettings, Settings
 
 FIREJAIL_DIR = Path("/etc/firejail")
@@ -32,6 +33,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "firejail": partial(firejail, sandbox.firejail, root=root),
         "firejail settings": partial(firejail_settings, FIREJAIL_DIR, root=root),
+        "bubblewrap": partial(bubblewrap, sandbox.bubblewrap, SYSTEM),
         "namespaces": partial(namespaces, SYSTEM),
         "control groups": partial(control_groups, root=root),
         "landlock": partial(landlock, landlock_abi()),
@@ -45,7 +47,7 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
 def firejail(program: Path, *, root: bool) -> Iterator[Finding]:
     """Tell whether firejail is there, new enough, and has the SUID bit where it needs it and nowhere else."""
     check = "firejail"
-    if refusal := unusable(program):
+    if refusal := unusable(program, version, MINIMUM):
         yield fail(check, refusal, "Install firejail 0.9.72 or newer: apt-get install firejail.")
         return
     facts = program.stat()
@@ -109,6 +111,20 @@ def firejail_settings(directory: Path, *, root: bool) -> Iterator[Finding]:
         yield ok("firejail.users", "Only the users in it may run firejail.")
     if loose and not root:
         yield warn("firejail.config", "Tighter settings are to be had.", f"Set: {'; '.join(loose)}.")
+
+
+def bubblewrap(program: Path, system: Path) -> Iterator[Finding]:
+    """Tell whether profiles with this backend have cells; none is needed where no profile names it."""
+    check = "bubblewrap"
+    needed = "Only kernels whose profile has backend bubblewrap need it"
+    if refusal := unusable(program, bwrap.version, bwrap.MINIMUM):
+        yield warn(check, f"{refusal} {needed}; they answer 503.", "apt-get install bubblewrap")
+    elif number(system / "kernel/unprivileged_userns_clone") == 0:
+        why = "Ordinary users may make no user namespaces, which it is made of."
+        yield warn(check, f"{why} {needed}; they answer 503.", "sysctl -w kernel.unprivileged_userns_clone=1")
+    else:
+        found = ".".join(map(str, bwrap.version(program)))
+        yield ok(check, f"{program} is version {found}. {needed}.")
 
 
 def read_switches(path: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import shutil
 import socket
@@ -17,13 +18,14 @@ from secrets import token_hex
 
 from gateway.app import make_host
 from gateway.clock import SystemClock
-from gateway.doctor.findings import Finding, fail, ok
+from gateway.doctor.findings import Finding, fail, ok, warn
 from gateway.errors import GatewayError, SandboxUnavailable
-from gateway.models import ExecuteRequest, Principal, Scope
+from gateway.models import AuditEvent, ExecuteRequest, ExecutionRecord, Principal, Scope
 from gateway.privilege import prepare_state
 from gateway.sandbox import daemon
 from gateway.services.executions import ExecutionService
 from gateway.services.kernels import KernelService
+from gateway.services.quotas import Quotas
 from gateway.settings import Settings
 from gateway.store import SqlStore
 from gateway.telemetry import Metrics
@@ -94,10 +96,21 @@ def throw_away(settings: Settings) -> Iterator[Settings]:
     try:
         yield trial
     finally:
-        deadline = time.monotonic() + WARDEN_END_S
-        while daemon.reachable(trial.warden_socket) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        await_warden(trial.warden_socket.with_name("lock"))
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def await_warden(lock: Path) -> None:
+    """Wait until the warden has ended, by the lock that it holds: asking would keep it waiting."""
+    deadline = time.monotonic() + WARDEN_END_S
+    with contextlib.suppress(FileNotFoundError), lock.open("rb") as held:
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            else:
+                return
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -136,16 +149,35 @@ async def _examine(settings: Settings, bait: Bait) -> list[Finding]:
         return findings
 
 
+class Unrecorded:
+    """The audit trail of a throw-away gateway: none. A `ports.Audit` and a `ports.ExecutionObserver`."""
+
+    def record(self, event: AuditEvent) -> None:
+        """Take an event and do nothing."""
+
+    def admit(self) -> None:
+        """Let everything begin."""
+
+    async def written(self) -> None:
+        """Be done at once."""
+
+    def ended(self, record: ExecutionRecord) -> None:
+        """Take a record and do nothing."""
+
+
 @contextlib.asynccontextmanager
 async def _services(settings: Settings) -> AsyncIterator[tuple[KernelService, ExecutionService]]:
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
         store = await SqlStore.open(settings.store_path)
         stack.push_async_callback(store.close)
-        host = make_host(settings, clock, Metrics(), keep=False)
+        quotas, unrecorded = Quotas(settings, store, clock), Unrecorded()
+        host = make_host(
+            settings, clock, Metrics(), gate=quotas, audit=unrecorded, observer=unrecorded, keep=False
+        )
         stack.push_async_callback(host.close, keep=False)
-        kernels = KernelService(host, store, clock, settings)
-        yield kernels, ExecutionService(kernels, clock, settings)
+        kernels = KernelService(host, store, clock, settings, quotas, audit=unrecorded)
+        yield kernels, ExecutionService(kernels, clock, settings, unrecorded)
 
 
 async def _start(kernels: KernelService, name: str) -> Finding:
@@ -156,6 +188,8 @@ async def _start(kernels: KernelService, name: str) -> Finding:
         handle = await kernels.create(DOCTOR, name=name)
         await kernels.delete(DOCTOR, handle.id)
     except SandboxUnavailable as error:
+        if error.reason == "bubblewrap_missing":
+            return warn(check, error.message, "Install it, or leave this kernel out with kernels.allowed.")
         return fail(
             check, error.message, "Without a proved cell no kernel runs: put right what the message names."
         )

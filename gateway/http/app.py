@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
-    from gateway.ports import Authenticator, Clock
+    from gateway.ports import Audit, Authenticator, Clock
+    from gateway.services.archives import ArchiveService
     from gateway.services.executions import ExecutionService
+    from gateway.services.files import FileService
     from gateway.services.kernels import KernelService
+    from gateway.services.quotas import Quotas
     from gateway.services.sessions import SessionService
     from gateway.settings import Settings
     from gateway.telemetry import Metrics
@@ -35,6 +38,10 @@ def build(
     kernels: KernelService,
     executions: ExecutionService,
     sessions: SessionService,
+    files: FileService,
+    archives: ArchiveService,
+    quotas: Quotas,
+    audit: Audit,
     authenticator: Authenticator,
     metrics: Metrics,
     clock: Clock,
@@ -50,6 +57,10 @@ def build(
         kernels=kernels,
         executions=executions,
         sessions=sessions,
+        files=files,
+        archives=archives,
+        quotas=quotas,
+        audit=audit,
         authenticator=authenticator,
         metrics=metrics,
         clock=clock,
@@ -59,7 +70,9 @@ def build(
         openapi=orjson.dumps(document(ROUTES, version=version, cookie=COOKIE)),
     )
     app[ORIGINS] = Origins(settings.server)
-    app[ROUTE_OF] = {app.router.add_route(route.method, route.path, route.handler): route for route in ROUTES}
+    app[ROUTE_OF] = {
+        app.router.add_route(route.method, route.pattern, route.handler): route for route in ROUTES
+    }
     app.on_response_prepare.append(protect)
     app.cleanup_ctx.append(_watch_credentials)
     return app

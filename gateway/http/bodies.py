@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import orjson
 from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 
-from gateway.errors import BadRequest, PayloadTooLarge
+from gateway.errors import BadRequest, PayloadTooLarge, RequestTimeout
+from gateway.http.context import context
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -18,12 +20,19 @@ async def read_object(request: web.Request) -> dict[str, Any] | None:
 
     Nesting is bounded by the parser (orjson refuses more than 1024 levels), size by the application.
 
-    Raises BadRequest when the body is no JSON object, PayloadTooLarge past `server.max_body_bytes`.
+    Raises BadRequest when the body is no JSON object, PayloadTooLarge past `server.max_body_bytes`,
+    RequestTimeout past `server.body_timeout_s`.
     """
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise BadRequest("Compressed bodies are not taken.", reason="content_encoding")
+    timeout_s = context(request).settings.server.body_timeout_s
     try:
-        raw = await request.read()
+        async with asyncio.timeout(timeout_s):
+            raw = await request.read()
+    except TimeoutError as error:
+        raise RequestTimeout(
+            f"The body did not arrive within {timeout_s:g} s (server.body_timeout_s)."
+        ) from error
     except web.HTTPRequestEntityTooLarge as error:
         raise PayloadTooLarge(
             f"The body is larger than {request.client_max_size} bytes (server.max_body_bytes)."

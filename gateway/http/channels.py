@@ -41,16 +41,19 @@ async def channels(request: web.Request) -> web.WebSocketResponse:
         framing=framing(negotiated.protocol),
         text_only=_is_jupyter_server(request),
         metrics=ctx.metrics,
+        audit=ctx.audit,
+        clock=ctx.clock,
     )
     session_id = request.query.get("session_id")
-    # Attached before the handshake is awaited: a kernel that ends meanwhile is noticed.
-    handle.attach(outbox)
-    try:
-        await socket.prepare(request)
-        with ctx.sockets.opened(connection, (handle.id, who.name, session_id) if session_id else None):
-            await connection.run()
-    finally:
-        handle.detach(outbox)
+    with ctx.quotas.socket(who.name):
+        # Attached before the handshake is awaited: a kernel that ends meanwhile is noticed.
+        handle.attach(outbox)
+        try:
+            await socket.prepare(request)
+            with ctx.sockets.opened(connection, (handle.id, who.name, session_id) if session_id else None):
+                await connection.run()
+        finally:
+            handle.detach(outbox)
     return socket
 
 

@@ -13,10 +13,11 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.http.authored import NOT_SHOWN, hollow, note, refusal
 from gateway.http.outbox import INTERNAL_ERROR, Close, Outbox
 from gateway.protocol.messages import MalformedMessage, split_stream, wanted_timeout
+from gateway.protocol.websocket import UnknownChannel
 
 if TYPE_CHECKING:
     from gateway.models import Message, Origin, Principal
-    from gateway.ports import KernelHandle
+    from gateway.ports import Audit, Clock, KernelHandle
     from gateway.protocol.websocket import Framing
     from gateway.telemetry import Metrics
 
@@ -44,6 +45,7 @@ REQUESTS = frozenset(
     }
 )
 INVALID_PAYLOAD = 1007
+EXPIRED = Close(1008, "The credential has expired or was revoked.")
 MAX_REASON_BYTES = 120  # RFC 6455 allows 123
 FAIR_MESSAGES = 64  # written in one go, before others have their turn
 GRACE_S = 1.0  # for a client to take part in the closing
@@ -68,7 +70,11 @@ class Connection:
         framing: Framing,
         text_only: bool,
         metrics: Metrics,
+        audit: Audit,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
+        self._audit = audit
         self._socket = socket
         self._transport = transport
         self._origin = origin
@@ -82,6 +88,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the socket until either side closes it."""
+        timer = self._until_expiry()
         try:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(self._write())
@@ -94,6 +101,8 @@ class Connection:
             self._abort_soon()
             await self._socket.close(code=INTERNAL_ERROR, message=b"The gateway failed; its log says more.")
         finally:
+            if timer is not None:
+                timer.cancel()
             self._abort_soon()
             ours = self._outbox.closing
             code = self._socket.close_code if ours is None else ours.code
@@ -105,14 +114,32 @@ class Connection:
         if not flush:
             self._abort_soon()
 
+    def _until_expiry(self) -> asyncio.TimerHandle | None:
+        ends = self.principal.expires_at
+        if ends is None:
+            return None
+        left_s = max(0.0, (ends - self._clock.now()).total_seconds())
+        return asyncio.get_running_loop().call_later(left_s, self.close, EXPIRED)
+
+    def _has_expired(self) -> bool:
+        # looked at for each message: the timer's clock does not move with the wall's
+        ends = self.principal.expires_at
+        return ends is not None and self._clock.now() >= ends
+
     async def _read(self) -> None:
         async for frame in self._socket:
             if frame.type not in {WSMsgType.TEXT, WSMsgType.BINARY}:
                 return
             if self._outbox.closing is not None:
                 continue
+            if self._has_expired():
+                self.close(EXPIRED)
+                continue
             try:
                 message = self._framing.decode(frame.data)
+            except UnknownChannel as error:
+                self._drop("not_allowed", error=str(error))
+                continue
             except MalformedMessage as error:
                 self._drop("malformed", error=str(error))
                 self.close(Close(INVALID_PAYLOAD, str(error)))
@@ -136,6 +163,8 @@ class Connection:
         written = 0
         with suppress(ConnectionError):
             while (message := await self._outbox.next()) is not None:
+                if not await self._recorded(message):
+                    continue
                 for piece in split_stream(message):
                     frame = self._encode(piece)
                     if isinstance(frame, str):
@@ -148,6 +177,17 @@ class Connection:
             close = self._outbox.closing
             if close is not None:
                 await self._socket.close(code=close.code, message=close.reason.encode()[:MAX_REASON_BYTES])
+
+    async def _recorded(self, message: Message) -> bool:
+        """Wait, before a message that can be an execution's last, until that one's record is kept."""
+        idle = message.msg_type == "status" and b"idle" in message.content
+        if idle or message.msg_type == "execute_reply":
+            try:
+                await self._audit.written()
+            except GatewayError as error:
+                self.close(Close(INTERNAL_ERROR, error.message))
+                return False
+        return True
 
     def _encode(self, message: Message) -> bytes | str | None:
         """Return a message's frame, or that of what stands for it; None when it was said before."""

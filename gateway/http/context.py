@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Literal
 
 from aiohttp import web
@@ -14,10 +17,14 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
+    from gateway.errors import Allowance
     from gateway.http.sockets import Sockets
-    from gateway.ports import Authenticator, Clock
+    from gateway.ports import Audit, Authenticator, Clock
+    from gateway.services.archives import ArchiveService
     from gateway.services.executions import ExecutionService
+    from gateway.services.files import FileService
     from gateway.services.kernels import KernelService
+    from gateway.services.quotas import Quotas
     from gateway.services.sessions import SessionService
     from gateway.settings import Settings
     from gateway.telemetry import Metrics
@@ -31,6 +38,10 @@ class Context:
     kernels: KernelService
     executions: ExecutionService
     sessions: SessionService
+    files: FileService
+    archives: ArchiveService
+    quotas: Quotas
+    audit: Audit
     authenticator: Authenticator
     metrics: Metrics
     clock: Clock
@@ -55,6 +66,16 @@ def principal(request: web.Request) -> Principal:
     return request[PRINCIPAL]
 
 
+def address(request: web.Request) -> str | None:
+    """Return the client's address: the peer's, or behind a proxy what that has added to X-Forwarded-For."""
+    if context(request).settings.server.behind_proxy:
+        # earlier entries are whatever the client chose to send
+        said = ",".join(request.headers.getall("X-Forwarded-For", [])).rpartition(",")[2].strip()
+        with suppress(ValueError):
+            return str(ip_address(said))
+    return request.remote
+
+
 def origin(request: web.Request, door: Literal["rest", "websocket"]) -> Origin:
     """Return where a request came from, for the record of what it starts."""
     who = principal(request)
@@ -62,16 +83,29 @@ def origin(request: web.Request, door: Literal["rest", "websocket"]) -> Origin:
         principal=who.name,
         key_id=who.key_id,
         door=door,
-        address=request.remote,
+        address=address(request),
         request_id=request[REQUEST_ID],
     )
 
 
-def reply(model: BaseModel, *, status: int = 200, location: str | None = None) -> web.Response:
-    """Answer with a model as JSON."""
+def reply(
+    model: BaseModel, *, status: int = 200, location: str | None = None, allowance: Allowance | None = None
+) -> web.Response:
+    """Answer with a model as JSON, and say what a quota leaves."""
     response = web.Response(
         body=model.model_dump_json().encode(), status=status, content_type="application/json"
     )
     if location is not None:
         response.headers["Location"] = location
+    if allowance is not None:
+        response.headers.update(rate_headers(allowance))
     return response
+
+
+def rate_headers(allowance: Allowance) -> dict[str, str]:
+    """Tell of a quota: its bound, what is left, and the seconds until there is more."""
+    return {
+        "X-RateLimit-Limit": str(allowance.limit),
+        "X-RateLimit-Remaining": str(allowance.remaining),
+        "X-RateLimit-Reset": str(math.ceil(allowance.reset_s)),
+    }

@@ -20,9 +20,15 @@ async def create_kernel(request: web.Request) -> web.Response:
     """Start a kernel."""
     wanted = await read_model(request, KernelCreate)
     handle = await context(request).kernels.create(
-        principal(request), name=wanted.name, env=wanted.env, kernel_id=wanted.kernel_id
+        principal(request),
+        name=wanted.name,
+        env=wanted.env,
+        secrets=wanted.secrets,
+        kernel_id=wanted.kernel_id,
+        limits=wanted.limits,
     )
-    return reply(handle.model(), status=201, location=f"/api/kernels/{handle.id}")
+    left = context(request).quotas.allowance(handle.owner, "starts_per_minute")
+    return reply(handle.model(), status=201, location=f"/api/kernels/{handle.id}", allowance=left)
 
 
 async def get_kernel(request: web.Request) -> web.Response:
@@ -49,10 +55,28 @@ async def restart_kernel(request: web.Request) -> web.Response:
     return reply(handle.model())
 
 
+async def pause_kernel(request: web.Request) -> web.Response:
+    """Freeze a kernel where it is."""
+    handle = await context(request).kernels.pause(principal(request), request.match_info["kernel_id"])
+    return reply(handle.model())
+
+
+async def resume_kernel(request: web.Request) -> web.Response:
+    """Let a paused kernel go on."""
+    handle = await context(request).kernels.resume(principal(request), request.match_info["kernel_id"])
+    return reply(handle.model())
+
+
+async def kernel_usage(request: web.Request) -> web.Response:
+    """Show what a kernel's cell uses."""
+    return reply(await context(request).kernels.usage(principal(request), request.match_info["kernel_id"]))
+
+
 async def execute(request: web.Request) -> web.Response:
     """Execute code in a kernel and answer with everything that came of it."""
     wanted = await read_model(request, ExecuteRequest)
     result = await context(request).executions.run(
         principal(request), request.match_info["kernel_id"], wanted, origin=origin(request, "rest")
     )
-    return reply(result)
+    left = context(request).quotas.allowance(principal(request).name, "executions_per_minute")
+    return reply(result, allowance=left)

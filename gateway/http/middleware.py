@@ -12,11 +12,13 @@ import structlog
 from aiohttp import hdrs, web
 
 from gateway.auth import presented
-from gateway.errors import GatewayError, ShuttingDown, Unauthorized
+from gateway.errors import GatewayError, HeadersTooLarge, LimitReached, ShuttingDown, Unauthorized
 from gateway.http.access import Rule
-from gateway.http.context import CONTEXT, PRINCIPAL, REQUEST_ID, Context
+from gateway.http.context import CONTEXT, PRINCIPAL, REQUEST_ID, Context, address, origin, rate_headers
 from gateway.http.origins import Origins
 from gateway.http.routes import CHANNELS, Route
+from gateway.models import AuditAction, AuditEvent, AuditOutcome
+from gateway.origin import acting
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,6 +31,14 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "payload_too_large",
+}
+REFUSALS = {
+    401: AuditAction.AUTH_REFUSED,
+    403: AuditAction.ACCESS_REFUSED,
+    404: AuditAction.ACCESS_REFUSED,
+    413: AuditAction.LIMIT_REFUSED,
+    429: AuditAction.LIMIT_REFUSED,
+    431: AuditAction.LIMIT_REFUSED,
 }
 POLICY = "default-src 'none'; frame-ancestors 'self'"
 
@@ -67,6 +77,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except GatewayError as error:
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.warning("request_failed", code=error.code, message=error.message, reason=error.reason)
+        _note_refusal(request, error)
         return _failure(error)
     except web.HTTPException as error:
         return _refusal(request, error)
@@ -79,18 +90,32 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Let through what comes from a known place, with a good credential, to something of its own."""
     ctx, origins = request.app[CONTEXT], request.app[ORIGINS]
+    check_head(request, ctx.settings.server.max_header_bytes)
     origins.check_host(request)
     if request.method == hdrs.METH_OPTIONS:
         return origins.preflight()
     if request.match_info.http_exception is not None:
         raise request.match_info.http_exception
     route = request.app[ROUTE_OF][request.match_info.route]
-    if route.access.rule is not Rule.PUBLIC:
-        await _authenticate(request, ctx, origins)
+    if route.access.rule is Rule.PUBLIC:
+        return await handler(request)
+    await _authenticate(request, ctx, origins)
+    with acting(origin(request, "websocket" if route is CHANNELS else "rest")):
         if ctx.sockets.draining and (route.changes or route is CHANNELS):
             raise ShuttingDown("The gateway is shutting down.", retry_after_s=ctx.settings.server.drain_s)
         route.access.check(request, request[PRINCIPAL])
-    return await handler(request)
+        response = await handler(request)
+    if route.changes:
+        # what is acknowledged is recorded
+        await ctx.audit.written()
+    return response
+
+
+def check_head(request: web.Request, most: int) -> None:
+    """Refuse a head that is larger than it may be. Raises HeadersTooLarge."""
+    size = len(request.raw_path) + sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
+    if size > most:
+        raise HeadersTooLarge(f"The headers are larger than {most} bytes (server.max_header_bytes).")
 
 
 async def protect(request: web.Request, response: web.StreamResponse) -> None:
@@ -103,6 +128,11 @@ async def protect(request: web.Request, response: web.StreamResponse) -> None:
     headers.setdefault("Content-Security-Policy", POLICY)
     headers.setdefault("Referrer-Policy", "no-referrer")
     headers.setdefault("Cache-Control", "no-store")
+    if request.secure:
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+    for cookie in response.cookies.values():
+        # whoever sets one
+        cookie["httponly"], cookie["samesite"], cookie["secure"] = True, "Strict", request.secure
     headers.update(request.app[ORIGINS].headers(request))
 
 
@@ -118,10 +148,36 @@ async def _authenticate(request: web.Request, ctx: Context, origins: Origins) ->
     request[PRINCIPAL] = await ctx.authenticator.authenticate(token)
 
 
+def _note_refusal(request: web.Request, error: GatewayError) -> None:
+    """Record that somebody was refused; what is simply wrong or not there is no refusal."""
+    ctx, route = request.app[CONTEXT], request.app[ROUTE_OF].get(request.match_info.route)
+    action = REFUSALS.get(error.status)
+    not_theirs = route is not None and route.access.rule is Rule.OWNER
+    if action is None or (error.status == HTTPStatus.NOT_FOUND and not not_theirs):
+        return
+    who = request.get(PRINCIPAL)
+    ctx.audit.record(
+        AuditEvent(
+            action=action,
+            outcome=AuditOutcome.REFUSED,
+            who=who and who.name,
+            key_id=who and who.key_id,
+            address=address(request),
+            door="websocket" if route is CHANNELS else "rest",
+            request_id=request[REQUEST_ID],
+            kernel_id=request.match_info.get("kernel_id"),
+            target=f"{request.method} {route.path if route else request.rel_url.raw_path}",
+            reason=error.reason or error.code,
+        )
+    )
+
+
 def _failure(error: GatewayError) -> web.Response:
     response = web.json_response(error.body(), status=error.status)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if isinstance(error, LimitReached) and error.allowance is not None:
+        response.headers.update(rate_headers(error.allowance))
     if error.status == HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response

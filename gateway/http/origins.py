@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gateway.settings import ServerSettings
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+EXPOSED = "Location, Retry-After, X-Request-Id, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
 METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
 
 
@@ -28,13 +29,13 @@ class Origins:
             # A proxy in front passes its own name on; it is known by the origins that are allowed.
             named = {_hostname(urlsplit(origin).netloc) for origin in self._allowed}
             self._hosts = LOOPBACK_NAMES | {bound.lower()} | named
+        if server.hosts:
+            self._hosts = (self._hosts or frozenset()) | {name.lower() for name in server.hosts}
 
     def check_host(self, request: web.Request) -> None:
-        """Refuse a Host that a gateway bound to loopback does not have: DNS rebinding. Raises Forbidden."""
+        """Refuse a Host that is none of the known names: DNS rebinding. Raises Forbidden."""
         if self._hosts is not None and _hostname(request.headers.get(hdrs.HOST, "")) not in self._hosts:
-            raise Forbidden(
-                "This gateway listens on loopback and does not answer for that Host.", reason="host"
-            )
+            raise Forbidden("This gateway does not answer for that Host.", reason="host")
 
     def check_origin(self, request: web.Request, *, by_cookie: bool) -> None:
         """Refuse a foreign page's WebSocket, and its request when a cookie is all that speaks for it.
@@ -47,11 +48,13 @@ class Origins:
 
     def is_known(self, request: web.Request) -> bool:
         """Tell whether the request's Origin is an allowed one or this very host."""
-        return self.allowed(request) is not None or (
-            _authority(urlsplit(request.headers.get(hdrs.ORIGIN, "")).netloc)
-            == _authority(request.headers.get(hdrs.HOST, ""))
-            != ""
-        )
+        if self.allowed(request) is not None:
+            return True
+        scheme, netloc, *_ = urlsplit(request.headers.get(hdrs.ORIGIN, ""))
+        if request.secure and scheme != "https":
+            # a page that came in clear may be anybody's on the way
+            return False
+        return _authority(netloc) == _authority(request.headers.get(hdrs.HOST, "")) != ""
 
     def allowed(self, request: web.Request) -> str | None:
         """Return the request's Origin if the settings allow it."""
@@ -76,7 +79,7 @@ class Origins:
         origin = self.allowed(request)
         if origin is not None:
             headers["Access-Control-Allow-Origin"] = origin
-            headers["Access-Control-Expose-Headers"] = "Location, Retry-After, X-Request-Id"
+            headers["Access-Control-Expose-Headers"] = EXPOSED
         return headers
 
 

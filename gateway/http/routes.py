@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
-from gateway.http import channels, kernels, kernelspecs, server, sessions
+from gateway.http import archives, channels, executions, files, kernels, kernelspecs, server, sessions
 from gateway.http.access import ADMIN, PRINCIPAL, PUBLIC, Access, owner
+from gateway.http.file_views import FileChange, FileList, FileView, UnpackedView
 from gateway.http.views import (
     Health,
     KernelCreate,
@@ -24,7 +25,7 @@ from gateway.http.views import (
     Status,
     Version,
 )
-from gateway.models import ExecuteRequest, ExecutionResult, Kernel, Scope
+from gateway.models import ExecuteRequest, ExecutionResult, Kernel, Scope, Usage
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -50,6 +51,11 @@ class Route:
     def changes(self) -> bool:
         """Tell whether the method may change something."""
         return self.method not in {hdrs.METH_GET, hdrs.METH_HEAD}
+
+    @property
+    def pattern(self) -> str:
+        """Return the path as the router takes it: a final `{path}` may hold slashes."""
+        return f"{self.path.removesuffix('{path}')}{{path:(?s:.+)}}" if self.path.endswith("{path}") else self.path
 
 
 CHANNELS = Route(
@@ -185,6 +191,60 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route(
         "POST",
+        "/api/kernels/{kernel_id}/pause",
+        kernels.pause_kernel,
+        owner("kernel_id"),
+        "Freeze a kernel, and the clocks of its deadlines.",
+        {200: Kernel},
+        "kernels",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/resume",
+        kernels.resume_kernel,
+        owner("kernel_id"),
+        "Let a paused kernel go on.",
+        {200: Kernel},
+        "kernels",
+    ),
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/usage",
+        kernels.kernel_usage,
+        owner("kernel_id"),
+        "Show what a kernel's cell uses, now and at most so far.",
+        {200: Usage},
+        "kernels",
+    ),
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/executions",
+        executions.list_executions,
+        owner("kernel_id", Scope.EXECUTE),
+        "List the executions that run or wait.",
+        {200: executions.ExecutionList},
+        "executions",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/executions/{execution_id}/interrupt",
+        executions.interrupt_execution,
+        owner("kernel_id", Scope.EXECUTE),
+        "Interrupt a running execution, or take back one that waits.",
+        {204: None},
+        "executions",
+    ),
+    Route(
+        "DELETE",
+        "/api/kernels/{kernel_id}/executions/{execution_id}",
+        executions.cancel_execution,
+        owner("kernel_id", Scope.EXECUTE),
+        "End an execution, by a restart of the kernel if need be.",
+        {204: None},
+        "executions",
+    ),
+    Route(
+        "POST",
         "/api/kernels/{kernel_id}/execute",
         kernels.execute,
         owner("kernel_id", Scope.EXECUTE),
@@ -192,6 +252,81 @@ ROUTES: tuple[Route, ...] = (
         {200: ExecutionResult},
         "kernels",
         body=ExecuteRequest,
+    ),
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/files",
+        files.list_files,
+        owner("kernel_id", Scope.FILES),
+        "List a directory of a kernel's home.",
+        {200: FileList},
+        "files",
+        query={
+            "path": "The directory; the home itself when left out.",
+            "recursive": "true lists what is below it too.",
+            "limit": "Most entries that are listed.",
+        },
+    ),
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/files-archive",
+        archives.download_archive,
+        owner("kernel_id", Scope.FILES),
+        "Download a directory of a kernel's home as an archive.",
+        {200: "application/octet-stream"},
+        "files",
+        query={"path": "The directory; the home itself when left out.", "format": "tar.gz or zip."},
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/files-archive",
+        archives.upload_archive,
+        owner("kernel_id", Scope.FILES),
+        "Unpack an archive into a directory of a kernel's home.",
+        {201: UnpackedView},
+        "files",
+        query={"path": "The directory; the home itself when left out.", "format": "tar.gz or zip."},
+    ),
+    *(
+        Route(
+            method,
+            "/api/kernels/{kernel_id}/files/{path}",
+            files.read_file,
+            owner("kernel_id", Scope.FILES),
+            "Read a file of a kernel's home, or a range of it.",
+            {200: "application/octet-stream", 206: "application/octet-stream", 304: None},
+            "files",
+        )
+        for method in ("GET", "HEAD")
+    ),
+    Route(
+        "PUT",
+        "/api/kernels/{kernel_id}/files/{path}",
+        files.write_file,
+        owner("kernel_id", Scope.FILES),
+        "Write a file of a kernel's home: whole, or not at all.",
+        {200: FileView, 201: FileView},
+        "files",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/files/{path}",
+        files.change_file,
+        owner("kernel_id", Scope.FILES),
+        "Append to a file, edit it, move it, or make a directory.",
+        {200: FileView, 201: FileView},
+        "files",
+        body=FileChange,
+    ),
+    Route(
+        "DELETE",
+        "/api/kernels/{kernel_id}/files/{path}",
+        files.delete_file,
+        owner("kernel_id", Scope.FILES),
+        "Remove a file or a directory.",
+        {204: None},
+        "files",
+        query={"recursive": "true removes a directory with all that is in it."},
     ),
     CHANNELS,
     Route(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.errors import StoreUnavailable
+from gateway.http.connection import EXPIRED
 from gateway.http.outbox import NORMAL, Close
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from gateway.ports import Authenticator
     from gateway.telemetry import Metrics
 
-POLICY_VIOLATION = 1008
 SERVICE_RESTART = 1012
 
 Key = tuple[str, str, str]  # kernel id, principal's name, the client's session_id
@@ -87,4 +87,4 @@ class Sockets:
             if await self._authenticator.valid(principal):
                 continue
             for connection in [each for each in self._open if each.principal == principal]:
-                connection.close(Close(POLICY_VIOLATION, "The credential has expired or was revoked."))
+                connection.close(EXPIRED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr, StrictFloat, StrictInt
 
 from gateway.models import Kernel, KernelSpec, Model, SessionRecord
 
@@ -25,6 +25,14 @@ class KernelCreate(Lenient):
     path: str | None = Field(None, max_length=4096, description="A client's own path; a hint, not used.")
     kernel_id: str | None = Field(None, max_length=64, description="UUID that the kernel shall have.")
     env: dict[str, str] | None = Field(None, description="KERNEL_* and other allowed variables.")
+    secrets: dict[str, SecretStr] | None = Field(
+        None,
+        description="Variables likewise, whose values are never stored, logged or shown.",
+        json_schema_extra={"writeOnly": True},
+    )
+    limits: dict[str, StrictInt | StrictFloat] | None = Field(
+        None, description="Limits lower than the profile's."
+    )
 
 
 class KernelChoice(Lenient):

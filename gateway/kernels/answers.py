@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import orjson
+
 from gateway.models import DeathReason, ExecutionState, ExecutionStatus, Limits, Message
 from gateway.protocol.messages import MalformedMessage, content, dumps, make
 
@@ -63,6 +65,47 @@ def status_of(reply: Message) -> ExecutionStatus:
         return ExecutionStatus.ABORTED
     interrupted = said.get("ename") == "KeyboardInterrupt"
     return ExecutionStatus.INTERRUPTED if interrupted else ExecutionStatus.ERROR
+
+
+def stops_on_error(request: Message) -> bool:
+    """Tell whether a failure of this execution takes what waits behind it along (the protocol's default)."""
+    try:
+        return content(request).get("stop_on_error", True) is not False
+    except MalformedMessage:
+        return True
+
+
+def in_subshell(request: Message) -> bool:
+    """Tell whether a request names a subshell (JEP 91), where it runs beside the others."""
+    if b'"subshell_id"' not in request.header:
+        return False
+    return orjson.loads(request.header).get("subshell_id") is not None
+
+
+def aborted(request: Message, session: str) -> list[Message]:
+    """Answer an execution that will not run, as a kernel answers those behind an error."""
+    reply = make("shell", "execute_reply", {"status": "aborted"}, parent=request, session=session)
+    return [reply, status(ExecutionState.IDLE, request, session)]
+
+
+def for_policy(request: Message, name: str, text: str, session: str) -> list[Message]:
+    """Answer an execution that the kernel shall not see, as a kernel answers one that raises."""
+    error = {"ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
+    reply = {"status": "error", "execution_count": 0, **error}
+    return [
+        status(ExecutionState.BUSY, request, session),
+        make("iopub", "error", error, parent=request, session=session),
+        make("shell", "execute_reply", reply, parent=request, session=session),
+        status(ExecutionState.IDLE, request, session),
+    ]
+
+
+def for_limit(request: Message, text: str, session: str) -> list[Message]:
+    """Answer a request that the kernel would not take."""
+    error = {"ename": "LimitReached", "evalue": text, "traceback": [text]}
+    kind = request.msg_type.removesuffix("_request") + "_reply"
+    reply = make(request.channel, kind, {"status": "error", **error}, parent=request, session=session)
+    return [reply, status(ExecutionState.IDLE, request, session)]
 
 
 def code_of(request: Message) -> str:

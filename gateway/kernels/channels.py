@@ -134,6 +134,7 @@ class KernelChannels:
         if self._monitor:
             self._loop.remove_reader(self._monitor.fileno())
             self._sockets["iopub"].disable_monitor()
+            self._monitor.close(0)
             self._monitor = None
 
     def _disconnected(self, monitor: zmq.Socket[bytes]) -> None:

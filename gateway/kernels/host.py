@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import structlog
+from pydantic import SecretStr
 
 from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
 from gateway.kernels.kernel import LocalKernel
 from gateway.kernels.running import Wiring
 from gateway.kernels.specs import SpecCatalogue
-from gateway.models import DeathReason, KernelRecord, KernelSpec, Limits
-from gateway.ports import Clock, ExecutionObserver
+from gateway.models import (
+    AuditAction,
+    AuditEvent,
+    AuditOutcome,
+    DeathReason,
+    KernelRecord,
+    KernelSpec,
+    Limits,
+)
+from gateway.policy import CodePolicy
+from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver
 from gateway.sandbox.profile import SandboxProfile
+from gateway.sandbox.wire import WardenFacts
 from gateway.settings import KernelsSettings
 from gateway.telemetry import Metrics
 
@@ -33,7 +45,10 @@ class LocalKernelHost:
         metrics: Metrics,
         settings: KernelsSettings,
         observer: ExecutionObserver,
+        gate: ExecutionGate,
+        audit: Audit,
     ) -> None:
+        self._audit = audit
         self._catalogue = catalogue
         self._profiles = profiles
         self._wiring = wiring
@@ -41,6 +56,7 @@ class LocalKernelHost:
         self._metrics = metrics
         self._settings = settings
         self._observer = observer
+        self._gate = gate
         self._kernels: dict[str, LocalKernel] = {}
 
     def specs(self) -> Mapping[str, KernelSpec]:
@@ -61,7 +77,14 @@ class LocalKernelHost:
             ) from None
 
     async def start(
-        self, *, kernel_id: str, owner: str, spec: KernelSpec, env: Mapping[str, str], limits: Limits
+        self,
+        *,
+        kernel_id: str,
+        owner: str,
+        spec: KernelSpec,
+        env: Mapping[str, str],
+        secrets: Mapping[str, SecretStr],
+        limits: Limits,
     ) -> LocalKernel:
         """Start a kernel and wait until it answers; see `ports.KernelHost.start`."""
         if len(self._kernels) >= self._settings.max_kernels:
@@ -74,8 +97,10 @@ class LocalKernelHost:
                 created_at=self._clock.now(),
                 limits=limits,
                 env=env,
+                secret_names=tuple(secrets),
             ),
             spec,
+            secrets,
         )
         self._kernels[kernel_id] = kernel
         try:
@@ -89,6 +114,10 @@ class LocalKernelHost:
         self._metrics.kernel_starts.labels(spec.name, "ok").inc()
         self._metrics.kernels.set(len(self._kernels))
         return kernel
+
+    async def warden(self) -> WardenFacts:
+        """Return what this machine's warden is. Raises SandboxUnavailable."""
+        return await self._wiring.link.facts()
 
     def get(self, kernel_id: str) -> LocalKernel | None:
         """Return a kernel by id."""
@@ -135,7 +164,7 @@ class LocalKernelHost:
             spec = self._catalogue.specs().get(record.spec) if record else None
             if record is None or spec is None or facts.kernel_id in self._kernels:
                 raise KernelStartFailed("No record of this cell's kernel is left.", reason="adoption")
-            kernel = self._make(record, spec)
+            kernel = self._make(record, spec, {})
             self._kernels[record.id] = kernel
             try:
                 await kernel.adopt(facts, pidfd)
@@ -143,16 +172,24 @@ class LocalKernelHost:
                 del self._kernels[record.id]
                 raise
             log.info("kernel adopted", kernel=record.id, cell=cell)
+            self._note_adoption(cell, kernel_id=record.id, extra={"owner": record.owner})
         except GatewayError as error:
+            self._note_adoption(cell, outcome=AuditOutcome.ERROR, reason=error.code)
             log.warning("a cell was not adopted and is ended", cell=cell, error=error.message)
             await self._wiring.link.end(cell)
 
-    def _make(self, record: KernelRecord, spec: KernelSpec) -> LocalKernel:
+    def _note_adoption(self, cell: str, **facts: Any) -> None:
+        self._audit.record(AuditEvent(action=AuditAction.KERNEL_ADOPT, door="gateway", target=cell, **facts))
+
+    def _make(self, record: KernelRecord, spec: KernelSpec, secrets: Mapping[str, SecretStr]) -> LocalKernel:
+        profile = self._profiles.get(spec.profile)
         return LocalKernel(
             kernel_id=record.id,
             owner=record.owner,
             spec=spec,
             env=record.env,
+            secrets=secrets,
+            secret_names=record.secret_names,
             limits=record.limits,
             created_at=record.created_at,
             wiring=self._wiring,
@@ -160,4 +197,8 @@ class LocalKernelHost:
             metrics=self._metrics,
             max_pending=self._settings.max_pending,
             observer=self._observer,
+            gate=self._gate,
+            audit=self._audit,
+            # a profile that is gone allows nothing to start, and forbids nothing to what runs
+            policy=profile.policy if profile else CodePolicy(),
         )

@@ -1,54 +1,43 @@
-"""One kernel: starting → idle ⇄ busy → dead, with restarts, deadlines, and an answer for everybody."""
+"""One kernel: starting → idle ⇄ busy → dead, with restarts, pauses and deadlines."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-from collections import deque
-from collections.abc import Coroutine, Mapping
-from datetime import datetime, timedelta
+from collections.abc import Coroutine, Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 import structlog
+from pydantic import SecretStr
 
-from gateway.errors import GatewayError, KernelDead, KernelStartFailed, LimitReached
-from gateway.kernels import answers
-from gateway.kernels.requests import Pending, Requests
+from gateway.errors import Conflict, GatewayError, KernelDead, KernelStartFailed
+from gateway.kernels.advice import Advice
+from gateway.kernels.conversation import Conversation
+from gateway.kernels.files import CellFiles
+from gateway.kernels.requests import Pending
 from gateway.kernels.running import RunningCell, Wiring
 from gateway.models import (
+    AuditAction,
+    AuditEvent,
     DeathReason,
-    ExecutionRecord,
+    Execution,
     ExecutionState,
-    ExecutionStatus,
     Kernel,
     KernelSpec,
     Limits,
     Message,
     Origin,
+    Usage,
     timestamp,
 )
-from gateway.ports import Clock, ExecutionObserver, Subscriber
-from gateway.protocol.messages import MalformedMessage, content, make
+from gateway.policy import CodePolicy
+from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
+from gateway.protocol.messages import make
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
 from gateway.telemetry import Metrics
 
 log = structlog.get_logger()
-
-REMEMBERED_TIMEOUTS = 1000
-
-
-class Nobody:
-    """The subscriber of requests whose own has left."""
-
-    def deliver(self, message: Message) -> None:
-        """Take a message and do nothing."""
-
-    def ended(self, reason: DeathReason) -> None:
-        """Take the news and do nothing."""
-
-
-NOBODY = Nobody()
 
 
 class LocalKernel:
@@ -61,6 +50,8 @@ class LocalKernel:
         owner: str,
         spec: KernelSpec,
         env: Mapping[str, str],
+        secrets: Mapping[str, SecretStr],
+        secret_names: tuple[str, ...],
         limits: Limits,
         created_at: datetime,
         wiring: Wiring,
@@ -68,33 +59,46 @@ class LocalKernel:
         metrics: Metrics,
         max_pending: int,
         observer: ExecutionObserver,
+        gate: ExecutionGate,
+        audit: Audit,
+        policy: CodePolicy,
     ) -> None:
+        self._audit = audit
         self._id = kernel_id
         self._owner = owner
         self._spec = spec
         self._env = dict(env)
+        self._secrets = dict(secrets)
+        # of a kernel that was adopted: they went with the gateway that was told them
+        self._lost = tuple(name for name in secret_names if name not in secrets)
         self._limits = limits
         self._wiring = wiring
         self._clock = clock
         self._metrics = metrics
-        self._max_pending = max_pending
-        self._observer = observer
         self._created_at = created_at
         self._phase = ExecutionState.STARTING
+        self._paused = False
         self._death: DeathReason | None = None
         self._expected: DeathReason | None = None
         self._running: RunningCell | None = None
-        self._requests = Requests(on_deadline=self._deadline, on_done=self._record)
-        self._held: list[Message] = []
-        self._subscribers: dict[Subscriber, bool] = {}
-        self._timed_out: deque[str] = deque(maxlen=REMEMBERED_TIMEOUTS)
-        self._executions = 0
-        self._active_at = clock.monotonic()
-        self._last_activity = clock.now()
         self._lifecycle = asyncio.Lock()
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._log = log.bind(kernel=kernel_id, owner=owner)
+        self._conversation = Conversation(
+            kernel_id=kernel_id,
+            owner=owner,
+            limits=limits,
+            session=wiring.session,
+            max_pending=max_pending,
+            clock=clock,
+            observer=observer,
+            gate=gate,
+            audit=audit,
+            advice=Advice(policy, audit, kernel_id),
+            transmit=self._transmit,
+            on_overrun=lambda pending: self._spawn(self._enforce(pending)),
+        )
 
     # -- what it is ---------------------------------------------------------------------------------------
 
@@ -126,18 +130,20 @@ class LocalKernel:
     @property
     def connections(self) -> int:
         """How many client sockets are attached."""
-        return sum(self._subscribers.values())
+        return self._conversation.connections
 
     @property
     def state(self) -> ExecutionState:
         """What the kernel is doing."""
         if self._phase is not ExecutionState.IDLE:
             return self._phase
-        return ExecutionState.BUSY if self._requests.busy else ExecutionState.IDLE
+        return ExecutionState.BUSY if self._conversation.busy else ExecutionState.IDLE
 
     def idle_for_s(self) -> float:
-        """Return seconds since the last activity of a user's; 0 while busy."""
-        return 0.0 if self.state is ExecutionState.BUSY else self._clock.monotonic() - self._active_at
+        """Return seconds since the last activity of a user's; 0 while busy, unless it is paused."""
+        if self.state is ExecutionState.BUSY and not self._paused:
+            return 0.0
+        return self._clock.monotonic() - self._conversation.active_at
 
     def age_s(self) -> float:
         """Return seconds since the kernel was created, by an earlier gateway perhaps."""
@@ -148,20 +154,21 @@ class LocalKernel:
         return Kernel(
             id=self._id,
             name=self._spec.name,
-            last_activity=timestamp(self._last_activity),
+            last_activity=timestamp(self._conversation.last_activity),
             execution_state=self.state,
             connections=self.connections,
             reason=self._death,
             owner=self._owner,
             profile=self._spec.profile,
             started_at=timestamp(self._created_at),
-            executions=self._executions,
+            executions=self._conversation.executions,
+            paused=self._paused,
             limits=self._limits,
         )
 
-    def timed_out(self, msg_id: str) -> bool:
-        """Tell whether this execution was interrupted by its deadline."""
-        return msg_id in self._timed_out
+    async def usage(self) -> Usage:
+        """Return what the cell uses now, and at most so far. Raises KernelDead."""
+        return await self._live().usage()
 
     # -- its life -----------------------------------------------------------------------------------------
 
@@ -173,7 +180,12 @@ class LocalKernel:
     async def adopt(self, facts: CellFacts, pidfd: int) -> None:
         """Take over a kernel that an earlier gateway left running. Raises KernelStartFailed."""
         running = RunningCell(
-            self._wiring, facts, pidfd, on_message=self._receive, on_exit=self._exited, on_lost=self._lost
+            self._wiring,
+            facts,
+            pidfd,
+            on_message=self._conversation.receive,
+            on_exit=self._exited,
+            on_lost=self._conversation.lost,
         )
         self._running = running
         try:
@@ -183,25 +195,44 @@ class LocalKernel:
             running.close()
             raise
         self._be_up(running)
-        # until this comes back the kernel is at work for its former gateway's clients: timed like any other
+        # until this comes back the kernel is at work for its former gateway's clients
         probe = make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session)
-        self._requests.add(Pending(probe, NOBODY, timeout_s=self._limits.timeout_s))
-        running.send(probe)
+        self._conversation.probe(probe)
+        self._conversation.open()
 
     async def interrupt(self) -> None:
         """Interrupt what runs. Raises KernelDead."""
-        if self._phase is ExecutionState.DEAD or self._running is None:
-            raise KernelDead("The kernel is dead; restart or delete it.", reason=self._reason)
+        running = self._live()
         if self._spec.interrupt_mode == "message":
             request = make("control", "interrupt_request", {}, parent=None, session=self._wiring.session)
-            self._running.send(request)
+            running.send(request)
         else:
-            await self._running.interrupt()
+            await running.interrupt()
 
     async def restart(self) -> None:
-        """Start afresh under the same id. Raises SandboxUnavailable, KernelStartFailed."""
+        """Start afresh under the same id. Raises Conflict, SandboxUnavailable, KernelStartFailed."""
+        self._check_secrets()
         await self._replace(DeathReason.KILLED)
         self._death = None
+
+    async def pause(self) -> None:
+        """Freeze the whole cell, and with it the clocks of its deadlines. Raises KernelDead."""
+        async with self._lifecycle:
+            running = self._live()
+            self._conversation.freeze()
+            self._paused = True
+            try:
+                await running.pause()
+            except BaseException:
+                self._go_on()
+                raise
+
+    async def resume(self) -> None:
+        """Let a paused cell go on. Raises KernelDead."""
+        async with self._lifecycle:
+            running = self._live()
+            await running.resume()
+            self._go_on()
 
     async def shutdown(self, reason: DeathReason) -> None:
         """End the kernel and all that it started; its subscribers are told."""
@@ -215,9 +246,13 @@ class LocalKernel:
                 await self._running.end()
             self._settle(reason)
         await self._cancel_tasks()
-        for subscriber in list(self._subscribers):
-            subscriber.ended(reason)
-        self._subscribers.clear()
+        self._conversation.say_ended(reason)
+
+    def files(self) -> CellFiles:
+        """Return the way to the files of its home. Raises KernelDead."""
+        if self._running is None:
+            raise KernelDead("The kernel is not running, and its home is gone.", reason=self._death)
+        return CellFiles(self._wiring.link, self._running.facts.cell)
 
     async def leave(self) -> None:
         """Let go of the kernel without ending it, so that the next gateway may adopt it."""
@@ -225,23 +260,28 @@ class LocalKernel:
         await self._cancel_tasks()
         if self._running:
             self._running.close()
-        for pending in self._requests.drain():
-            pending.stop_clock()
+        self._conversation.drop()
 
     async def _launch(self) -> None:
         self._check_open()
+        self._check_secrets()
         self._expected = None
+        revealed = {name: secret.get_secret_value() for name, secret in self._secrets.items()}
         order = LaunchOrder(
             kernel_id=self._id,
             profile=self._spec.profile,
             argv=self._spec.argv,
             environment=self._spec.environment,
-            env={**self._spec.env, **self._env},
+            env={**self._spec.env, **self._env, **revealed},
             limits=self._limits,
         )
         begun = self._clock.monotonic()
         running = await RunningCell.launch(
-            self._wiring, order, on_message=self._receive, on_exit=self._exited, on_lost=self._lost
+            self._wiring,
+            order,
+            on_message=self._conversation.receive,
+            on_exit=self._exited,
+            on_lost=self._conversation.lost,
         )
         self._running = running
         try:
@@ -251,15 +291,12 @@ class LocalKernel:
             self._running = None
             ending = await running.end()
             if isinstance(error, KernelStartFailed) and ending.stderr:
-                error.message += f" It said: {ending.stderr[-500:]}"
+                error.message += f" It said: {hidden(ending.stderr, revealed.values())[-500:]}"
             raise
         self._metrics.kernel_start_seconds.observe(self._clock.monotonic() - begun)
         self._be_up(running)
-        self._touch()
         self._log.info("kernel ready", cell=running.facts.cell, landlock=running.facts.landlock)
-        held, self._held = self._held, []
-        for message in held:
-            running.send(message)
+        self._conversation.open()
 
     async def _replace(self, reason: DeathReason) -> None:
         """End the cell, answer for it, launch another. On failure the kernel is dead, and that is raised."""
@@ -268,21 +305,25 @@ class LocalKernel:
             running, self._running = self._running, None
             self._phase = ExecutionState.RESTARTING
             self._death = reason
+            if reason is DeathReason.TIMEOUT:
+                self._mourn(reason)
+            self._conversation.close()
             if running:
                 await running.end()
-            self._answer_all(reason)
-            self._broadcast(answers.status(ExecutionState.RESTARTING, None, self._wiring.session))
+            self._go_on()
+            self._conversation.refuse_all(reason)
+            self._conversation.say_state(ExecutionState.RESTARTING)
             try:
                 await self._launch()
             except BaseException:
                 self._settle(DeathReason.CRASHED)
                 raise
-            self._broadcast(answers.status(ExecutionState.IDLE, None, self._wiring.session))
+            self._conversation.say_state(ExecutionState.IDLE)
 
     def _be_up(self, running: RunningCell) -> None:
         self._phase = ExecutionState.IDLE
         if not running.alive:
-            # it died before anybody was told
+            # it died while nobody was told
             self._exited(running)
 
     def _exited(self, running: RunningCell) -> None:
@@ -303,66 +344,93 @@ class LocalKernel:
         already = self._phase is ExecutionState.DEAD
         self._running = None
         self._phase = ExecutionState.DEAD
-        self._held.clear()
+        self._conversation.close()
+        self._go_on()
         if not already:
             self._death = reason
             self._metrics.kernel_deaths.labels(reason.value).inc()
-        self._answer_all(reason)
+            if not self._closed:
+                self._mourn(reason)
+        self._conversation.refuse_all(reason)
         if not already:
-            self._broadcast(answers.status(ExecutionState.DEAD, None, self._wiring.session))
+            self._conversation.say_state(ExecutionState.DEAD)
 
-    def _answer_all(self, reason: DeathReason) -> None:
-        for pending in self._requests.drain():
-            pending.reason = DeathReason.TIMEOUT if pending.timed_out else reason
-            self._answer(pending.message, pending.subscriber, pending.reason)
-            self._record(pending)
+    def _mourn(self, reason: DeathReason) -> None:
+        """Record a death that nobody asked for: what is asked for is recorded where it is asked."""
+        self._audit.record(
+            AuditEvent(
+                action=AuditAction.KERNEL_DIE,
+                door="gateway",
+                kernel_id=self._id,
+                reason=reason.value,
+                extra={"owner": self._owner},
+            )
+        )
 
-    def _answer(self, request: Message, subscriber: Subscriber, reason: DeathReason) -> None:
-        text = answers.explain(reason, self._limits)
-        for message in answers.for_dead(request, reason, text, self._wiring.session):
-            if message.channel == "iopub":
-                self._broadcast(message)
-                if subscriber not in self._subscribers:
-                    subscriber.deliver(message)
-            else:
-                subscriber.deliver(message)
+    def _go_on(self) -> None:
+        self._paused = False
+        self._conversation.thaw()
 
-    # -- deadlines ----------------------------------------------------------------------------------------
+    # -- executions ---------------------------------------------------------------------------------------
 
-    def _deadline_s(self, wanted_s: float | None) -> float:
-        return min(wanted_s or self._limits.timeout_s, self._limits.max_timeout_s)
+    def executions(self) -> list[Execution]:
+        """List the executions that have not ended, oldest first."""
+        return self._conversation.listing()
 
-    def _deadline(self, pending: Pending) -> None:
-        self._timed_out.append(pending.message.msg_id)
-        self._spawn(self._enforce(pending))
+    async def interrupt_execution(self, execution_id: str) -> None:
+        """Interrupt a running execution, or take back a queued one. Raises NotFound, KernelDead."""
+        pending = self._conversation.pending(execution_id)
+        if pending.held:
+            self._conversation.cancel(pending)
+        else:
+            await self.interrupt()
+
+    async def cancel_execution(self, execution_id: str) -> None:
+        """End an execution: interrupt it, and when it does not stop within the grace, restart the kernel.
+
+        Raises:
+            NotFound: there is no such execution.
+            Conflict: the kernel is paused; resume it, or delete it.
+        """
+        pending = self._conversation.pending(execution_id)
+        if self._paused and not pending.held:
+            raise Conflict("The kernel is paused: resume it, or delete it.")
+        await self.interrupt_execution(execution_id)
+        if not await self._stopped(pending):
+            await self._replace(DeathReason.KILLED)
 
     async def _enforce(self, pending: Pending) -> None:
         """Interrupt an execution that ran out of time; when that does not end it, kill and restart."""
-        msg_id = pending.message.msg_id
         text = f"The time limit of {pending.timeout_s:g} s is over: interrupting."
-        self._broadcast(answers.notice(text, pending.message, self._wiring.session))
+        self._conversation.notice(text, pending.message)
         self._log.warning("execution timed out", timeout_s=pending.timeout_s)
-        with contextlib.suppress(GatewayError):
+        try:
             await self.interrupt()
+            if not await self._stopped(pending):
+                await self._replace(DeathReason.TIMEOUT)
+        except GatewayError as error:
+            self._log.error("restart after a timeout failed", error=error.message)
+
+    async def _stopped(self, pending: Pending) -> bool:
+        """Wait for the grace, and tell whether an execution has ended."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._limits.interrupt_grace_s):
                 await pending.over.wait()
-        if self._requests.get(msg_id) is pending:
-            try:
-                await self._replace(DeathReason.TIMEOUT)
-            except GatewayError as error:
-                self._log.error("restart after a timeout failed", error=error.message)
+        return pending.over.is_set()
 
     # -- messages -----------------------------------------------------------------------------------------
 
+    def timed_out(self, msg_id: str) -> bool:
+        """Tell whether this execution was interrupted by its deadline."""
+        return self._conversation.timed_out(msg_id)
+
     def attach(self, subscriber: Subscriber, *, counts: bool = True) -> None:
         """Deliver messages to a subscriber from now on."""
-        self._subscribers[subscriber] = counts
+        self._conversation.attach(subscriber, counts=counts)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Stop delivering to a subscriber; what it asked goes on within its deadline."""
-        self._subscribers.pop(subscriber, None)
-        self._requests.disown(subscriber, NOBODY)
+        self._conversation.detach(subscriber)
 
     def send(
         self,
@@ -374,108 +442,35 @@ class LocalKernel:
     ) -> None:
         """Send a client's message; see `ports.KernelHandle.send`."""
         if self._phase is ExecutionState.DEAD:
-            self._answer(message, subscriber, self._death or DeathReason.CRASHED)
+            self._conversation.refuse(message, subscriber, self._death or DeathReason.CRASHED)
             return
-        executes = message.msg_type == "execute_request"
-        if message.channel in {"shell", "control"}:
-            if len(self._requests) >= self._max_pending or self._requests.get(message.msg_id):
-                raise LimitReached("Too many requests are waiting for this kernel.", retry_after_s=1)
-            deadline_s = self._deadline_s(timeout_s) if executes else None
-            asked = self._clock.monotonic()
-            self._requests.add(Pending(message, subscriber, deadline_s, origin, asked))
-            if message.msg_type == "shutdown_request":
-                self._expected = DeathReason.SHUTDOWN
-        if executes:
-            self._executions += 1
-            self._touch()
-        if self._running is None or self._phase is not ExecutionState.IDLE:
-            self._held.append(message)
-            return
-        try:
+        self._conversation.send(message, subscriber, timeout_s=timeout_s, origin=origin)
+        if message.msg_type == "shutdown_request":
+            self._expected = DeathReason.SHUTDOWN
+
+    def _transmit(self, message: Message) -> None:
+        if self._running and self._phase is ExecutionState.IDLE:
             self._running.send(message)
-        except LimitReached:
-            if pending := self._requests.get(message.msg_id):
-                self._requests.done(pending)
-            raise
-
-    def _receive(self, message: Message) -> None:
-        """Route one checked message of the kernel's; called by the channels' readers."""
-        pending = self._requests.get(message.parent_id) if message.parent_id else None
-        if message.channel == "iopub":
-            self._broadcast(message)
-            if pending:
-                pending.output_bytes += message.size
-            if message.msg_type == "status" and pending:
-                self._note_status(message, pending)
-        elif pending:
-            pending.subscriber.deliver(answers.timed_out(message) if pending.timed_out else message)
-            if message.channel == pending.message.channel:
-                pending.status = answers.status_of(message) if pending.timeout_s else pending.status
-                self._requests.replied(pending)
-        if pending and pending.timeout_s is not None:
-            self._touch()
-
-    def _lost(self) -> None:
-        """Say that output was lost to its size, and be idle for those requests whose idle went with it."""
-        text = "A message was too large and was dropped, with output around it."
-        parent = next((pending.message for pending in self._requests), None)
-        self._broadcast(answers.notice(text, parent, self._wiring.session))
-        for pending in self._requests:
-            if pending.replied:
-                self._broadcast(answers.status(ExecutionState.IDLE, pending.message, self._wiring.session))
-                self._requests.idle(pending)
-
-    def _record(self, pending: Pending) -> None:
-        """Tell the observer of an execution that has ended; the gateway's own requests have no origin."""
-        if pending.timeout_s is None or pending.origin is None:
-            return
-        if pending.timed_out:
-            pending.status, pending.reason = ExecutionStatus.TIMEOUT, DeathReason.TIMEOUT
-        duration_s = self._clock.monotonic() - pending.asked
-        code = answers.code_of(pending.message)
-        self._observer.ended(
-            ExecutionRecord(
-                id=pending.message.msg_id,
-                kernel_id=self._id,
-                owner=self._owner,
-                origin=pending.origin,
-                code_sha256=hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest(),
-                code=code,
-                status=pending.status,
-                reason=pending.reason,
-                started_at=self._clock.now() - timedelta(seconds=duration_s),
-                duration_s=duration_s,
-                output_bytes=pending.output_bytes,
-            )
-        )
-
-    def _note_status(self, message: Message, pending: Pending) -> None:
-        try:
-            state = content(message).get("execution_state")
-        except MalformedMessage:
-            return
-        if state == "busy":
-            self._requests.begun(pending)
-        elif state == "idle":
-            self._requests.idle(pending)
-
-    def _broadcast(self, message: Message) -> None:
-        for subscriber in list(self._subscribers):
-            subscriber.deliver(message)
 
     # -- small things -------------------------------------------------------------------------------------
 
-    @property
-    def _reason(self) -> str | None:
-        return self._death.value if self._death else None
+    def _live(self) -> RunningCell:
+        if self._phase is ExecutionState.DEAD or self._running is None:
+            reason = self._death.value if self._death else None
+            raise KernelDead("The kernel is dead; restart or delete it.", reason=reason)
+        return self._running
 
     def _check_open(self) -> None:
         if self._closed:
             raise KernelStartFailed("The kernel was ended while it started.", reason="shutdown")
 
-    def _touch(self) -> None:
-        self._active_at = self._clock.monotonic()
-        self._last_activity = self._clock.now()
+    def _check_secrets(self) -> None:
+        if self._lost:
+            raise Conflict(
+                f"The secrets of this kernel ({', '.join(self._lost)}) went with an earlier gateway, which "
+                "kept them in memory alone: start another kernel.",
+                reason="secrets",
+            )
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -487,6 +482,13 @@ class LocalKernel:
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """Return what a kernel said without the secrets that it was given."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
 
 
 def reason_of(ending: Ending) -> DeathReason:

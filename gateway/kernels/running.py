@@ -13,7 +13,7 @@ import zmq
 
 from gateway.errors import GatewayError, KernelStartFailed, LimitReached
 from gateway.kernels.channels import KernelChannels, OnDropped, OnMessage, bound, make_context
-from gateway.models import Message
+from gateway.models import Message, Usage
 from gateway.protocol.messages import make
 from gateway.sandbox.link import WardenLink
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
@@ -77,6 +77,7 @@ class RunningCell:
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
         self._heard: set[str] = set()
+        self._asked: set[str] = set()
         self._news = asyncio.Event()
         self._loop.add_reader(pidfd, self._exit)
 
@@ -146,6 +147,18 @@ class RunningCell:
         """Send SIGINT to the kernel."""
         await self._wiring.link.interrupt(self.facts.cell)
 
+    async def pause(self) -> None:
+        """Freeze every process of the cell."""
+        await self._wiring.link.pause(self.facts.cell)
+
+    async def resume(self) -> None:
+        """Let the processes go on."""
+        await self._wiring.link.resume(self.facts.cell)
+
+    async def usage(self) -> Usage:
+        """Return what the cell uses."""
+        return await self._wiring.link.usage(self.facts.cell)
+
     async def end(self) -> Ending:
         """Kill the cell as a whole, hear the kernel's last words, and let go of everything."""
         try:
@@ -199,13 +212,16 @@ class RunningCell:
             self._on_lost()
 
     def _ask(self) -> None:
-        self.send(make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session))
+        request = make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session)
+        self._asked.add(request.msg_id)
+        self.send(request)
 
     def _hear(self, message: Message) -> None:
         if message.channel not in self._heard:
             self._heard.add(message.channel)
             self._news.set()
-        if message.msg_type != "iopub_welcome":
+        # the answers to our own questions are nobody else's
+        if message.msg_type != "iopub_welcome" and message.parent_id not in self._asked:
             self._on_message(message)
 
     async def _next_news(self) -> None:

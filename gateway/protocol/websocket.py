@@ -28,6 +28,10 @@ _V1_FIXED = 6  # offsets of the channel, the four JSON parts, and the end
 _VERSION = re.compile(r"\d{1,3}(\.\d{1,3}){0,2}", re.ASCII)
 
 
+class UnknownChannel(MalformedMessage):
+    """A frame for a channel that no kernel has; Jupyter servers pass over it."""
+
+
 class Framing(Protocol):
     """How messages lie in WebSocket frames."""
 
@@ -117,7 +121,7 @@ class LegacyFraming:
 def _channel(name: object) -> Channel:
     channel = _CHANNELS.get(name) if isinstance(name, str) else None
     if channel is None:
-        raise MalformedMessage("The channel is none of shell, control, stdin and iopub.")
+        raise UnknownChannel("The channel is none of shell, control, stdin and iopub.")
     return channel
 
 

@@ -12,7 +12,11 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gateway.errors import SandboxUnavailable
+from gateway.models import Usage
+from gateway.sandbox import confinement, processes
 from gateway.sandbox.cgroup import Cgroup
+from gateway.sandbox.home import Home
 from gateway.sandbox.users import CellUser, UserPool
 from gateway.sandbox.wire import Connection, Ending
 
@@ -63,7 +67,7 @@ def settle(waiting: asyncio.Future[None]) -> None:
 
 @dataclass(slots=True)
 class Cell:
-    """A started cell. `kernel_fd` and `init_fd` are pidfds, set once the cell has been proved.
+    """A started cell. `kernel_fd` and `init_fd` are pidfds, set like `files` once the cell has been proved.
 
     The cell dies when `leash` is closed, and so with this process.
     """
@@ -85,6 +89,7 @@ class Cell:
     kernel_fd: int = -1
     init_fd: int = -1
     sealed: bool = False
+    files: Home | None = None
     _ending: asyncio.Task[Ending] | None = field(default=None, repr=False)
 
     def interrupt(self) -> None:
@@ -97,6 +102,50 @@ class Cell:
             # before Linux 6.9; the leader is alive, so its group's number cannot be somebody else's
             signal.pidfd_send_signal(self.kernel_fd, 0)
             os.killpg(self.kernel_pid, signal.SIGINT)
+
+    def pause(self) -> None:
+        """Freeze every process: by the cgroup, or where there is none by SIGSTOP to each."""
+        if self.cgroup:
+            self.cgroup.freeze()
+        else:
+            self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the processes go on."""
+        if self.cgroup:
+            self.cgroup.thaw()
+        else:
+            self._signal_all(signal.SIGCONT)
+
+    def usage(self) -> Usage:
+        """Return what the cell uses; memory's peak and throttling are known to cgroups alone."""
+        home = os.statvfs(f"/proc/{self.kernel_pid}/root{self.user.home}") if self.pool else None
+        home_bytes = (home.f_blocks - home.f_bfree) * home.f_frsize if home else None
+        home_inodes = home.f_files - home.f_ffree if home else None
+        if self.cgroup:
+            used = self.cgroup.usage()
+            return Usage(
+                memory_bytes=used.memory_bytes,
+                memory_peak_bytes=used.memory_peak_bytes,
+                cpu_s=used.cpu_s,
+                throttled_s=self.cgroup.cpu_throttled(),
+                pids=used.pids,
+                home_bytes=home_bytes,
+                home_inodes=home_inodes,
+            )
+        memory_bytes, cpu_s, pids = processes.total(self.tree())
+        return Usage(memory_bytes=memory_bytes, cpu_s=cpu_s, pids=pids)
+
+    def tree(self) -> list[int]:
+        """List every process of the cell: all descendants of its namespace's init, and that itself."""
+        return processes.descendants(int(confinement.status(self.kernel_pid)["PPid"]))
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        # twice, since what was not stopped yet may have forked between
+        for _ in range(2):
+            for pid in self.tree():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
     def seal(self) -> None:
         """Take the ipc directory from the cell: no connection file, and no entry that it could swap."""
@@ -145,6 +194,10 @@ class Cell:
         return None
 
     def _kill(self) -> None:
+        if self.cgroup:
+            # what is frozen does not die (cgroup v1)
+            with contextlib.suppress(SandboxUnavailable):
+                self.cgroup.thaw()
         if self.init_fd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.init_fd, signal.SIGKILL)
@@ -163,6 +216,8 @@ class Cell:
         for descriptor in (self.kernel_fd, self.init_fd, self.leash):
             if descriptor >= 0:
                 os.close(descriptor)
+        if self.files:
+            self.files.close()
         if self.cgroup:
             self.cgroup.remove()
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -13,18 +13,24 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gateway.errors import ConfigurationError, GatewayError, SandboxUnavailable
+from gateway.sandbox import bubblewrap, firejail
+from gateway.sandbox.bubblewrap import Bubblewrap
 from gateway.sandbox.cgroup import CgroupTree
-from gateway.sandbox.firejail import MINIMUM, Firejail, version
+from gateway.sandbox.firejail import Firejail
 from gateway.sandbox.launch import Launcher, Privilege, sweep
 from gateway.sandbox.namespace import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_NOSYMFOLLOW, mount, unmount
 from gateway.sandbox.packets import connect, listen
 from gateway.sandbox.profile import load_profiles, profile_dirs
 from gateway.sandbox.users import UserPool
 from gateway.sandbox.warden import Warden
+from gateway.sandbox.wire import WardenFacts
 from gateway.settings import Settings
+
+Version = tuple[int, int, int]
 
 CANNOT_START = 2
 LOG_BYTES = 1 << 20
@@ -62,6 +68,11 @@ def run_dir(settings: Settings) -> Path:
     runtime = Path(f"/run/user/{os.geteuid()}")
     base = runtime / "cellblock" if os.access(runtime, os.W_OK) else Path(f"/tmp/cellblock-{os.geteuid()}")  # noqa: S108
     return base / tree_name(settings)
+
+
+def settings_hash(settings: Settings) -> str:
+    """Return what tells apart the settings that a warden was started with."""
+    return hashlib.sha256(settings.sandbox.model_dump_json().encode()).hexdigest()
 
 
 def reachable(path: Path) -> bool:
@@ -113,36 +124,47 @@ def build(settings: Settings) -> Warden:
     profiles = load_profiles(profile_dirs(settings.sandbox.profile_dirs))
     base = run_dir(settings)
     cgroups = CgroupTree.detect(tree_name(settings))
+    if cgroups is None and settings.sandbox.require_cgroups:
+        raise SandboxUnavailable(
+            "Control groups are required, and none with memory and pids can be written here."
+        )
     if cgroups:
         for leftover in cgroups.leftovers():
             cgroups.open(leftover).kill()
             cgroups.open(leftover).remove()
     sweep(base)
-    privilege = None
-    firejail = settings.sandbox.firejail
-    refusal = unusable(firejail)
+    privilege = switches = None
+    program = settings.sandbox.firejail
+    refusals = {
+        "firejail": unusable(program, firejail.version, firejail.MINIMUM),
+        "bubblewrap": unusable(settings.sandbox.bubblewrap, bubblewrap.version, bubblewrap.MINIMUM),
+    }
     if os.geteuid() == 0:
-        privilege = prepare_privileged(settings, base, directory)
-        if refusal is None:
-            firejail = private_copy(firejail, directory)
+        privilege = prepare_privileged(settings, base)
+        switches = firejail_settings(directory)
+        if refusals["firejail"] is None:
+            program = private_copy(program, directory)
     else:
         prepare_own(base)
     homes = directory / "homes"
     shutil.rmtree(homes, ignore_errors=True)
     homes.mkdir(mode=0o700)
-    for word, what in (("cgroups", cgroups.describe() if cgroups else "none: limits are rlimits only"),):
-        log.info("%s: %s", word, what)
-    if refusal:
-        log.error("%s", refusal)
+    log.info("control groups: %s", cgroups.describe() if cgroups else "none: limits are rlimits only")
+    for backend, refusal in refusals.items():
+        if refusal and any(profile.backend == backend for profile in profiles.values()):
+            log.log(logging.ERROR if backend == "firejail" else logging.WARNING, "%s", refusal)
     launcher = Launcher(
-        firejail=Firejail(firejail),
+        backends={
+            "firejail": Firejail(program, settings=switches),
+            "bubblewrap": Bubblewrap(settings.sandbox.bubblewrap),
+        },
         run_dir=base,
         home_dir=homes,
         environment_roots=settings.sandbox.environment_roots,
         cgroups=cgroups,
         privilege=privilege,
         timeout_s=settings.sandbox.start_timeout_s,
-        refusal=refusal,
+        refusals={backend: refusal for backend, refusal in refusals.items() if refusal},
     )
     launcher.prepare()
     gateway = pwd.getpwnam(settings.sandbox.service_user) if privilege else None
@@ -152,18 +174,23 @@ def build(settings: Settings) -> Warden:
         listener=listen(settings.warden_socket, gid=gateway.pw_gid if gateway else None),
         allowed_uids=frozenset({os.geteuid(), gateway.pw_uid if gateway else os.geteuid()}),
         keep_s=settings.sandbox.keep_s,
+        facts=WardenFacts(
+            privileged=privilege is not None,
+            cgroups=cgroups.describe() if cgroups else None,
+            settings=settings_hash(settings),
+        ),
     )
 
 
-def unusable(firejail: Path) -> str | None:
-    """Return why a firejail program cannot be used, None if it can."""
+def unusable(program: Path, version: Callable[[Path], Version], minimum: Version) -> str | None:
+    """Return why a backend's program cannot be used, None if it can."""
     try:
-        found = version(firejail)
+        found = version(program)
     except GatewayError as error:
         return error.message
-    if found < MINIMUM:
-        wanted = ".".join(map(str, MINIMUM))
-        return f"{firejail} is version {'.'.join(map(str, found))}; {wanted} or newer is needed."
+    if found < minimum:
+        wanted = ".".join(map(str, minimum))
+        return f"{program} is version {'.'.join(map(str, found))}; {wanted} or newer is needed."
     return None
 
 
@@ -181,8 +208,8 @@ def hold(path: Path, refusal: str, *, wait_s: float = 0.0) -> None:
         time.sleep(0.02)
 
 
-def prepare_privileged(settings: Settings, base: Path, directory: Path) -> Privilege:
-    """Lay out what a root warden needs: the sockets' small tmpfs, firejail's switches, the pool."""
+def prepare_privileged(settings: Settings, base: Path) -> Privilege:
+    """Lay out what a root warden needs: the sockets' small tmpfs, the pool."""
     try:
         gateway = pwd.getpwnam(settings.sandbox.service_user)
     except KeyError:
@@ -198,13 +225,18 @@ def prepare_privileged(settings: Settings, base: Path, directory: Path) -> Privi
         except OSError:
             # MS_NOSYMFOLLOW came with Linux 5.10; sealing and no reconnects guard without it
             mount("cellblock", base, "tmpfs", flags, options)
+    sandbox = settings.sandbox
+    pool = UserPool(sandbox.pool_prefix, sandbox.pool_first_uid, sandbox.pool_size)
+    return Privilege(users=pool, gateway_gid=gateway.pw_gid)
+
+
+def firejail_settings(directory: Path) -> Path:
+    """Lay out firejail's switches for cells of root's; return their directory."""
     Path("/run/firejail").mkdir(mode=0o755, exist_ok=True)
     switches = directory / "firejail"
     switches.mkdir(mode=0o755, exist_ok=True)
     (switches / "firejail.config").write_text(FIREJAIL_CONFIG)
-    sandbox = settings.sandbox
-    pool = UserPool(sandbox.pool_prefix, sandbox.pool_first_uid, sandbox.pool_size)
-    return Privilege(users=pool, gateway_gid=gateway.pw_gid, firejail_settings=switches)
+    return switches
 
 
 def private_copy(firejail: Path, directory: Path) -> Path:

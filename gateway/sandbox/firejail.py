@@ -6,14 +6,15 @@ import math
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from plumbum.machines.local import LocalCommand
 
 from gateway.errors import BadRequest, ConfigurationError, SandboxUnavailable
 from gateway.models import Limits
+from gateway.sandbox.backend import CellPaths, Invocation
+from gateway.sandbox.namespace import FirejailUser
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import CellUser
 
@@ -54,7 +55,6 @@ BASE: tuple[tuple[str, str], ...] = (
     ("blacklist=/root", "root's home"),
     ("blacklist=/boot", "kernel images"),
     ("blacklist=/sys", "devices, cgroups and the host's hardware"),
-    ("blacklist=/proc/1/cmdline", "this very command line, with the host's paths in it"),
     ("blacklist=/proc/config.gz", "the kernel's configuration helps to choose an exploit"),
     ("blacklist=/proc/kcore", "physical memory"),
     ("blacklist=/proc/keys", "the kernel's keyrings"),
@@ -96,28 +96,43 @@ _THREAD_COUNTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CellPaths:
-    """The host's directories that one cell gets: `home` becomes its home, `ipc` stays writable where it is.
+class Firejail:
+    """Composes the command lines of one firejail program.
 
-    All others are shown read-only where they are; `boot` is the boot step's file or its directory.
+    `settings` is the directory that root's cells get for /etc/firejail; an ordinary user has the system's.
     """
 
-    home: Path
-    ipc: Path
-    environment: Path | None
-    boot: Path
-    read_only_shares: tuple[Path, ...] = ()
+    shm = "/dev"
 
-
-class Firejail:
-    """Composes the command lines of one firejail program."""
-
-    def __init__(self, program: Path) -> None:
+    def __init__(self, program: Path, *, settings: Path | None = None) -> None:
         if not program.is_absolute() or program.name != "firejail":
             # under any other name firejail takes itself for a link to the program of that name
             raise ConfigurationError(f"{program} is not the absolute path of a program called firejail.")
         self._program = program
+        self._settings = settings
+
+    def invocation(
+        self,
+        profile: SandboxProfile,
+        paths: CellPaths,
+        argv: Sequence[str],
+        *,
+        user: CellUser,
+        limits: Limits,
+        leash: int,  # noqa: ARG002 - firejail's processes keep what they inherit
+    ) -> Invocation:
+        """Return what starts `argv` in a cell of the user's; see `backend.Backend`."""
+        return Invocation(self.command(profile, paths, argv, limits=limits), firejail_environment(user))
+
+    def become(self, user: CellUser) -> Callable[[], None]:
+        """Return the step that gives root's firejail what it needs, and it to the user.
+
+        Raises:
+            ConfigurationError: there are no settings for cells of root's.
+        """
+        if self._settings is None:
+            raise ConfigurationError("Firejail has no settings of its own here.")
+        return FirejailUser(user, self._settings)
 
     def command(
         self, profile: SandboxProfile, paths: CellPaths, argv: Sequence[str], *, limits: Limits

@@ -1,4 +1,4 @@
-"""Launching one cell: firejail around the boot step, proof from outside, and the order to become a kernel."""
+"""Launching one cell: a backend around the boot step, proof from outside, the order to become a kernel."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,12 @@ from pydantic import ValidationError
 
 from gateway.errors import SandboxUnavailable
 from gateway.models import Frozen, Limits
-from gateway.sandbox import confinement
+from gateway.sandbox import confinement, tmpfs
+from gateway.sandbox.backend import Backend, CellPaths
 from gateway.sandbox.cell import Cell, Tail, settle
 from gateway.sandbox.cgroup import CgroupTree
-from gateway.sandbox.firejail import CellPaths, Firejail, firejail_environment, kernel_environment
+from gateway.sandbox.firejail import kernel_environment
+from gateway.sandbox.home import Home
 from gateway.sandbox.namespace import Entry, Leash
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import UserPool, current_user
@@ -41,33 +43,33 @@ KERNEL_UMASK = 0o007
 
 @dataclass(frozen=True, slots=True)
 class Privilege:
-    """What only a root warden has: pool users, the gateway's group, and firejail settings of its own."""
+    """What only a root warden has: pool users, and the gateway's group."""
 
     users: UserPool
     gateway_gid: int
-    firejail_settings: Path
 
 
 class Launcher:
     """Starts cells below `run_dir`; with a `privilege` each runs as a pool user, else as this very user.
 
-    A `refusal` says why no cell can be had on this machine: every launch is answered with it.
+    `backends` has one of each name that a profile may give; a name among the `refusals` says why no cell can
+    be had with it on this machine, and is the answer to every such launch.
     """
 
     def __init__(
         self,
         *,
-        firejail: Firejail,
+        backends: Mapping[str, Backend],
         run_dir: Path,
         home_dir: Path,
         environment_roots: tuple[Path, ...],
         cgroups: CgroupTree | None,
         privilege: Privilege | None,
         timeout_s: float,
-        refusal: str | None = None,
+        refusals: Mapping[str, str],
     ) -> None:
-        self._firejail = firejail
-        self._refusal = refusal
+        self._backends = backends
+        self._refusals = refusals
         self._run_dir = run_dir
         self._home_dir = home_dir
         self._environment_roots = environment_roots
@@ -90,14 +92,14 @@ class Launcher:
             SandboxUnavailable: it could not be started or proved; nothing of it is left.
             BadRequest: the order asks for what no cell may have.
         """
-        if self._refusal:
-            raise SandboxUnavailable(self._refusal, reason="firejail_missing")
+        if refusal := self._refusals.get(profile.backend):
+            raise SandboxUnavailable(refusal, reason=f"{profile.backend}_missing")
         environment = self._environment(order.environment)
         cell, warden = self._start(order, profile, environment)
         try:
             async with asyncio.timeout(self._timeout_s):
-                hello, pid = await receive_hello(warden)
-                self._prove(cell, pid, hello)
+                hello, pid = await receive_hello(warden, profile.backend)
+                self._prove(cell, pid, hello, order.limits, self._backends[profile.backend].shm)
                 await asyncio.get_running_loop().sock_sendall(
                     warden, json.dumps(self._boot_order(order, profile, cell, environment)).encode()
                 )
@@ -108,7 +110,7 @@ class Launcher:
             ) from None
         except (SandboxUnavailable, OSError) as error:
             ending = await cell.end()
-            said = f" firejail said: {ending.stderr[-500:]}" if ending.stderr else ""
+            said = f" {profile.backend} said: {ending.stderr[-500:]}" if ending.stderr else ""
             message = (
                 error.message if isinstance(error, SandboxUnavailable) else f"The cell is gone: {error}."
             )
@@ -161,36 +163,43 @@ class Launcher:
                 undo.callback(cgroup.remove)
             paths = CellPaths(home=home, ipc=directory / "i", environment=environment, boot=self._boot)
             program = [*interpreter(order.argv, environment), str(self._boot)]
-            command = self._firejail.command(profile, paths, program, limits=order.limits)
             leash, held = os.pipe()
             undo.callback(os.close, leash)
+            started = undo.enter_context(contextlib.ExitStack())
+            started.callback(os.close, held)
+            backend = self._backends[profile.backend]
+            invocation = backend.invocation(
+                profile, paths, program, user=user, limits=order.limits, leash=held
+            )
+            for descriptor in invocation.descriptors:
+                started.callback(os.close, descriptor)
             steps: list[Callable[[], Any]] = [Leash(held)]
             files = tuple(cgroup.procs_files()) if cgroup else ()
             if self._privilege:
-                steps.append(Entry(user, home, order.limits, self._privilege.firejail_settings, files))
+                steps += [Entry(user, home, order.limits, files), backend.become(user)]
             else:
                 steps.append(Joining(files))
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(ours.close)
             ours.setblocking(False)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            with theirs, os.fdopen(held, "wb"):
+            with theirs, started:
                 try:
                     process = subprocess.Popen(
-                        command,
+                        invocation.command,
                         stdin=theirs.fileno(),
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.PIPE,
                         cwd="/",
-                        env=firejail_environment(user),
+                        env=invocation.environment,
                         umask=0o077,
                         start_new_session=True,
-                        pass_fds=(held,),
+                        pass_fds=(held, *invocation.descriptors),
                         preexec_fn=lambda: [step() for step in steps],  # noqa: PLW1509 - the warden has one thread
                     )
                 except (OSError, subprocess.SubprocessError) as error:
                     raise SandboxUnavailable(
-                        f"firejail cannot be started: {error}.", reason="firejail_missing"
+                        f"{profile.backend} cannot be started: {error}.", reason=f"{profile.backend}_missing"
                     ) from error
             undo.pop_all()
         assert process.stderr is not None  # noqa: S101
@@ -227,7 +236,7 @@ class Launcher:
             ipc.chmod(0o2770)
         return connection
 
-    def _prove(self, cell: Cell, pid: int, hello: CellHello) -> None:
+    def _prove(self, cell: Cell, pid: int, hello: CellHello, limits: Limits, shm: str) -> None:
         # the pidfd first: what is proved afterwards is proved of the process that it holds
         cell.kernel_fd, cell.kernel_pid = os.pidfd_open(pid), pid
         init = confinement.prove(
@@ -243,6 +252,11 @@ class Launcher:
         if confinement.status(pid).get("PPid") != str(init):
             raise SandboxUnavailable("The cell ended before it could be proved.", reason="cell_ended")
         cell.landlock = hello.landlock
+        if self._privilege:
+            inodes = limits.home_inodes
+            tmpfs.bound(pid, "/tmp", size_bytes=limits.tmp_bytes, inodes=inodes)  # noqa: S108
+            tmpfs.bound(pid, shm, size_bytes=limits.shm_bytes, inodes=inodes)
+        cell.files = Home.of_cell(pid, cell.user) if self._privilege else Home.of_directory(cell.home)
 
     def _boot_order(
         self, order: LaunchOrder, profile: SandboxProfile, cell: Cell, environment: Path | None
@@ -256,7 +270,7 @@ class Launcher:
                 cell.user, profile, environment, order.env, limits=order.limits
             ),
             "umask": KERNEL_UMASK,
-            "limits": rlimits(order.limits, bounded_memory=cell.cgroup is not None),
+            "limits": rlimits(order.limits, profile, bounded_memory=cell.cgroup is not None),
             "read": [*SYSTEM_READ, *shared, str(self._boot)],
             "write": [str(cell.user.home), "/tmp", "/dev/shm", str(cell.ipc)],  # noqa: S108
             "use": ["/dev"],
@@ -306,7 +320,7 @@ class CellHello(Frozen):
     filtered: dict[str, int]
 
 
-async def receive_hello(warden: socket.socket) -> tuple[CellHello, int]:
+async def receive_hello(warden: socket.socket, backend: str) -> tuple[CellHello, int]:
     """Return the boot step's hello and its pid as this side sees it (SCM_CREDENTIALS cannot be forged).
 
     Raises:
@@ -321,7 +335,7 @@ async def receive_hello(warden: socket.socket) -> tuple[CellHello, int]:
     finally:
         loop.remove_reader(warden)
     if not data:
-        raise SandboxUnavailable("firejail ended before the cell was up.", reason="firejail_failed")
+        raise SandboxUnavailable(f"{backend} ended before the cell was up.", reason=f"{backend}_failed")
     for level, kind, credentials in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
             pid, _, _ = struct.unpack("3i", credentials)
@@ -358,7 +372,7 @@ def python_module(argv: list[str] | tuple[str, ...], environment: Path | None) -
     return index if all(option.startswith("-X") for option in argv[1:index]) else None
 
 
-def rlimits(limits: Limits, *, bounded_memory: bool) -> dict[str, int]:
+def rlimits(limits: Limits, profile: SandboxProfile, *, bounded_memory: bool) -> dict[str, int]:
     """Return the limits that the boot step lowers in itself, by their names in `resource`."""
     wanted = {
         "RLIMIT_CORE": 0,
@@ -366,6 +380,8 @@ def rlimits(limits: Limits, *, bounded_memory: bool) -> dict[str, int]:
         "RLIMIT_MSGQUEUE": 0,
         "RLIMIT_NOFILE": limits.open_files,
         "RLIMIT_FSIZE": limits.file_bytes,
+        "RLIMIT_NPROC": limits.pids,
+        "RLIMIT_SIGPENDING": profile.rlimits.sigpending,
     }
     if not bounded_memory:
         # without a cgroup, address space is the only bound; libraries reserve far more of it than they use

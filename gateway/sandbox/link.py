@@ -12,22 +12,45 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gateway.errors import BadRequest, GatewayError, NotFound, SandboxUnavailable
+from gateway.errors import (
+    BadRequest,
+    Conflict,
+    GatewayError,
+    InsufficientStorage,
+    NotFound,
+    PayloadTooLarge,
+    PreconditionFailed,
+    SandboxUnavailable,
+)
+from gateway.models import Usage
 from gateway.sandbox.packets import Packets, connect
 from gateway.sandbox.wire import (
     MAX_PACKET,
     CellFacts,
     Ending,
+    FileOrder,
     Hello,
     Launch,
     LaunchOrder,
     OnCell,
     Plain,
+    WardenFacts,
 )
 
 REVIVAL_TRIES, REVIVAL_S = 100, 0.1
 
-_KNOWN = {kind.code: kind for kind in (BadRequest, NotFound, SandboxUnavailable)}
+_KNOWN = {
+    kind.code: kind
+    for kind in (
+        BadRequest,
+        Conflict,
+        InsufficientStorage,
+        NotFound,
+        PayloadTooLarge,
+        PreconditionFailed,
+        SandboxUnavailable,
+    )
+}
 
 
 class WardenLink:
@@ -41,6 +64,7 @@ class WardenLink:
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
         self._revival: asyncio.Task[None] | None = None
         self._closed = False
+        self._facts: WardenFacts | None = None
 
     async def connect(self) -> None:
         """Open the conversation, if it is not open. Raises SandboxUnavailable when no warden answers."""
@@ -53,7 +77,14 @@ class WardenLink:
                 f"The warden does not answer: {error.strerror}.", reason="warden_gone"
             ) from error
         self._packets = Packets(connected, self._answered, self._lost)
-        await self._ask(Hello(keep_s=self._keep_s))
+        answer, _ = await self._ask(Hello(keep_s=self._keep_s))
+        self._facts = WardenFacts.model_validate(answer)
+
+    async def facts(self) -> WardenFacts:
+        """Return what the warden said of itself. Raises SandboxUnavailable when no warden answers."""
+        await self.connect()
+        assert self._facts is not None  # noqa: S101 - a conversation begins with it
+        return self._facts
 
     async def launch(self, order: LaunchOrder) -> tuple[CellFacts, int]:
         """Start a cell; return its facts and the kernel's pidfd, which is the caller's to close.
@@ -81,10 +112,34 @@ class WardenLink:
         """Send SIGINT to a cell's kernel."""
         await self._ask_open(OnCell(op="interrupt", cell=cell))
 
+    async def pause(self, cell: str) -> None:
+        """Freeze a cell."""
+        await self._ask_open(OnCell(op="pause", cell=cell))
+
+    async def resume(self, cell: str) -> None:
+        """Let a frozen cell go on."""
+        await self._ask_open(OnCell(op="resume", cell=cell))
+
+    async def usage(self, cell: str) -> Usage:
+        """Return what a cell uses."""
+        answer, _ = await self._ask_open(OnCell(op="usage", cell=cell))
+        return Usage.model_validate(answer)
+
     async def end(self, cell: str) -> Ending:
         """Kill a cell as a whole and learn how it had ended. Raises NotFound."""
         answer, _ = await self._ask_open(OnCell(op="end", cell=cell))
         return Ending.model_validate(answer)
+
+    async def on_file(
+        self, order: FileOrder, descriptors: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Do something to a file of a cell's home; the descriptors that come back are the caller's to close.
+
+        Raises:
+            GatewayError: what stands against it; NotFound with the reason `no_cell` when the cell is gone.
+        """
+        await self.connect()
+        return await self._ask(order, descriptors)
 
     async def stop(self) -> None:
         """Tell the warden to end every cell and itself."""
@@ -106,7 +161,9 @@ class WardenLink:
         await self.connect()
         return await self._ask(body)
 
-    async def _ask(self, body: BaseModel) -> tuple[dict[str, Any], list[int]]:
+    async def _ask(
+        self, body: BaseModel, descriptors: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]:
         packets = self._packets
         if packets is None or not packets.open:
             raise SandboxUnavailable("The warden is gone.", reason="warden_gone")
@@ -116,19 +173,21 @@ class WardenLink:
             raise BadRequest("The kernel's environment and arguments are too large.")
         answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        packets.send(packet)
+        packets.send(packet, descriptors)
         try:
             return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                # it came in the moment of the cancellation: nobody else will close or end it
+                self._unclaimed(*answer.result())
+            raise
         finally:
             self._waiting.pop(number, None)
 
     def _answered(self, packet: dict[str, Any], descriptors: list[int]) -> None:
         waiting = self._waiting.get(packet.get("id", -1))
         if waiting is None or waiting.done():
-            # who asked was cancelled: a cell started for nobody must not live on
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._end_unclaimed(packet)
+            self._unclaimed(packet.get("answer") or {}, descriptors)
         elif "error" in packet:
             body = packet["error"]
             kind = _KNOWN.get(body.get("code"), SandboxUnavailable)
@@ -136,8 +195,11 @@ class WardenLink:
         else:
             waiting.set_result((packet["answer"], descriptors))
 
-    def _end_unclaimed(self, packet: dict[str, Any]) -> None:
-        cell = (packet.get("answer") or {}).get("cell")
+    def _unclaimed(self, answer: dict[str, Any], descriptors: list[int]) -> None:
+        """Let go of an answer whose asker was cancelled: a cell started for nobody must not live on."""
+        for descriptor in descriptors:
+            os.close(descriptor)
+        cell = answer.get("cell")
         if cell and self._packets:
             body = OnCell(op="end", cell=cell)
             self._packets.send({"id": next(self._numbers), "body": body.model_dump(mode="json")})

@@ -62,26 +62,38 @@ class Leash:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The steps of a privileged launch; runs in the forked child, as root, and ends with firejail's exec."""
+    """The first steps of a privileged launch, whatever the backend; runs in the forked child, as root."""
 
     user: CellUser
     home: Path
     limits: Limits
-    firejail_settings: Path
     cgroup_files: tuple[Path, ...]
 
     def __call__(self) -> None:
-        """Enter: mounts that die with the cell, the cgroup before the exec, then the pool user's real uid."""
+        """Enter: mounts that die with the cell, the cgroup before the exec, then the pool user's group."""
         own_mounts()
         size = f"size={self.limits.home_bytes},nr_inodes={self.limits.home_inodes}"
         owner = f"mode=0700,uid={self.user.uid},gid={self.user.gid}"
         mount("home", self.home, "tmpfs", MS_NOSUID | MS_NODEV, f"{size},{owner}")
-        # firejail's run files would stay behind when its parent is killed: here they vanish with the cell
-        mount("firejail", Path("/run/firejail"), "tmpfs", MS_NOSUID | MS_NODEV, "size=4m,mode=0755")
-        mount(str(self.firejail_settings), Path("/etc/firejail"), None, MS_BIND)
         for file in self.cgroup_files:
             file.write_text(str(os.getpid()))
         os.setgroups([])
         os.setresgid(self.user.gid, self.user.gid, self.user.gid)
-        # firejail needs a real uid that is not root's, and an effective one that is: no SUID bit involved
+
+
+@dataclass(frozen=True, slots=True)
+class FirejailUser:
+    """The last step of a privileged launch with firejail: its own directories, the pool user's real uid."""
+
+    user: CellUser
+    settings: Path
+
+    def __call__(self) -> None:
+        """Become the user as far as firejail can: the real uid may not be root's, the effective one must."""
+        # its run files would stay behind when its parent is killed: here they vanish with the cell
+        mount(
+            "firejail", Path("/run/firejail"), "tmpfs", MS_NOSUID | MS_NODEV, "size=4m,mode=0755,uid=0,gid=0"
+        )
+        mount(str(self.settings), Path("/etc/firejail"), None, MS_BIND)
+        # no SUID bit involved
         os.setresuid(self.user.uid, 0, 0)

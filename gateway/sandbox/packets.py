@@ -18,19 +18,18 @@ from gateway.sandbox.wire import MAX_PACKET
 
 @contextlib.contextmanager
 def beside(path: Path) -> Iterator[str]:
-    """Enter a socket's directory and give its short name: a state directory may be longer than 107 bytes."""
-    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Hold a socket's directory and give a short path to it: a longer one than 107 bytes cannot be bound."""
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.chdir(path.parent)
-        yield path.name
+        yield f"/proc/self/fd/{directory}/{path.name}"
     finally:
-        os.fchdir(here)
-        os.close(here)
+        os.close(directory)
 
 
 def connect(path: Path) -> socket.socket:
-    """Connect to a warden's socket. Raises OSError."""
+    """Connect to a warden's socket, without waiting. Raises OSError."""
     connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connected.setblocking(False)
     try:
         with beside(path) as name:
             connected.connect(name)

@@ -14,12 +14,15 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from gateway.errors import ConfigurationError
 from gateway.models import Frozen, Limits
+from gateway.policy import CodePolicy
+from gateway.sandbox import seccomp
 from gateway.sandbox.syscalls import ESSENTIAL, NUMBERED, WHY_NOT
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -153,12 +156,14 @@ class SandboxProfile(Frozen):
 
     name: str
     description: str = Field(min_length=1, max_length=200)
+    backend: Literal["firejail", "bubblewrap"] = Field("firejail", description="What makes the cell.")
     files: Files
     memory: Memory = Field(default_factory=Memory)
     exec: Exec = Field(default_factory=Exec)
     limits: Limits = Field(default_factory=Limits)
     rlimits: Rlimits = Field(default_factory=Rlimits)
     environment: Mapping[str, str] = Field(default_factory=dict)
+    policy: CodePolicy = Field(default_factory=CodePolicy)
     syscalls: Syscalls
 
     @field_validator("limits", mode="before")
@@ -189,6 +194,21 @@ class SandboxProfile(Frozen):
             if len(value) > 1024 or not value.isprintable():
                 raise ValueError(f"the value of {name} is too long or not printable")
         return variables
+
+    @field_validator("exec")
+    @classmethod
+    def _mounted(cls, chosen: Exec, info: ValidationInfo) -> Exec:
+        if chosen.noexec and info.data.get("backend") == "bubblewrap":
+            raise ValueError("noexec cannot be had with bubblewrap, which mounts nothing so")
+        return chosen
+
+    @field_validator("syscalls")
+    @classmethod
+    def _numbered(cls, chosen: Syscalls, info: ValidationInfo) -> Syscalls:
+        strangers = seccomp.unknown(chosen.keep) if info.data.get("backend") == "bubblewrap" else []
+        if strangers:
+            raise ValueError(f"{strangers[0]!r} in keep has no number that is known, and bubblewrap needs it")
+        return chosen
 
 
 Place = tuple[Path, int]

@@ -20,11 +20,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from gateway.errors import BadRequest, GatewayError, NotFound, SandboxUnavailable
+from gateway.sandbox import files
 from gateway.sandbox.cell import Cell
 from gateway.sandbox.launch import Launcher
 from gateway.sandbox.packets import Packets, peer_uid
 from gateway.sandbox.profile import SandboxProfile
-from gateway.sandbox.wire import REQUEST, CellFacts, Hello, Launch, OnCell, Plain, Request
+from gateway.sandbox.wire import (
+    CellFacts,
+    FileOrder,
+    Hello,
+    Launch,
+    OnCell,
+    Plain,
+    REQUEST,
+    Request,
+    WardenFacts,
+)
 
 log = logging.getLogger("cellblock.warden")
 
@@ -44,8 +55,10 @@ class Warden:
         listener: socket.socket,
         allowed_uids: frozenset[int],
         keep_s: float,
+        facts: WardenFacts,
     ) -> None:
         self._launcher = launcher
+        self._facts = facts
         self._profiles = profiles
         self._listener = listener
         self._allowed_uids = allowed_uids
@@ -58,6 +71,9 @@ class Warden:
         self._answers: dict[str, Callable[[OnCell], Awaitable[Answer]]] = {
             "seal": self._seal,
             "interrupt": self._interrupt,
+            "pause": self._pause,
+            "resume": self._resume,
+            "usage": self._usage,
             "end": self._end,
             "adopt": self._adopt,
         }
@@ -107,22 +123,21 @@ class Warden:
         self._alone = asyncio.get_running_loop().call_later(wait, self._stop.set)
 
     def _take(self, talk: Packets, packet: dict[str, Any], descriptors: list[int]) -> None:
-        for descriptor in descriptors:
-            os.close(descriptor)
         try:
             request = REQUEST.validate_python(packet)
         except ValidationError as error:
+            close_all(descriptors)
             number = packet.get("id")
             wrong = BadRequest(f"The warden does not take this: {error.errors()[0]['msg']}.")
             talk.send({"id": number if isinstance(number, int) else -1, "error": wrong.body()})
             return
-        task = asyncio.get_running_loop().create_task(self._answer(talk, request))
+        task = asyncio.get_running_loop().create_task(self._answer(talk, request, descriptors))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, talk: Packets, request: Request) -> None:
+    async def _answer(self, talk: Packets, request: Request, given: list[int]) -> None:
         try:
-            answer, descriptors = await self._do(request.body)
+            answer, descriptors = await self._do(request.body, given)
         except GatewayError as error:
             if isinstance(error, SandboxUnavailable):
                 log.error("%s", error.message)
@@ -132,15 +147,22 @@ class Warden:
             talk.send({"id": request.id, "error": SandboxUnavailable("The warden failed.").body()})
         else:
             talk.send({"id": request.id, "answer": answer}, descriptors)
+            if isinstance(request.body, FileOrder):
+                # a cell's own descriptors stay; these are for who asked alone
+                close_all(descriptors)
             if isinstance(request.body, Launch) and not talk.open:
                 # who asked is gone and has no record of it: nobody would ever end it
                 await self._end(OnCell(op="end", cell=answer["cell"]))
+        finally:
+            close_all(given)
 
-    async def _do(self, body: Hello | Launch | OnCell | Plain) -> Answer:
+    async def _do(self, body: Hello | Launch | OnCell | FileOrder | Plain, given: list[int]) -> Answer:
+        if isinstance(body, FileOrder):
+            return await self._on_file(body, given)
         match body:
             case Hello():
                 self._keep_s = body.keep_s
-                return {"cells": len(self._cells)}, []
+                return self._facts.model_dump(), []
             case Launch():
                 return await self._launch(body)
             case OnCell():
@@ -160,11 +182,17 @@ class Warden:
         log.info("cell %s started, pid %d, landlock %d", cell.id, cell.kernel_pid, cell.landlock)
         return facts(cell), [cell.kernel_fd]
 
-    def _cell(self, body: OnCell) -> Cell:
+    def _cell(self, body: OnCell | FileOrder) -> Cell:
         cell = self._cells.get(body.cell)
         if cell is None:
-            raise NotFound(f"There is no cell {body.cell}.")
+            raise NotFound(f"There is no cell {body.cell}.", reason="no_cell")
         return cell
+
+    async def _on_file(self, body: FileOrder, given: list[int]) -> Answer:
+        home = self._cell(body).files
+        if home is None:
+            raise NotFound("The cell is not up.", reason="no_cell")
+        return await files.answer(home, body, given)
 
     async def _adopt(self, body: OnCell) -> Answer:
         cell = self._cell(body)
@@ -179,12 +207,29 @@ class Warden:
             self._cell(body).interrupt()
         return {}, []
 
+    async def _pause(self, body: OnCell) -> Answer:
+        self._cell(body).pause()
+        return {}, []
+
+    async def _resume(self, body: OnCell) -> Answer:
+        self._cell(body).resume()
+        return {}, []
+
+    async def _usage(self, body: OnCell) -> Answer:
+        return self._cell(body).usage().model_dump(), []
+
     async def _end(self, body: OnCell) -> Answer:
         cell = self._cell(body)
         ending = await cell.end()
         self._cells.pop(cell.id, None)
         log.info("cell %s ended, exit code %s, oom %s", cell.id, ending.exit_code, ending.oom)
         return ending.model_dump(), []
+
+
+def close_all(descriptors: list[int]) -> None:
+    """Close descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def facts(cell: Cell) -> dict[str, Any]:

@@ -54,6 +54,14 @@ class CellFacts(Frozen):
     age_s: float
 
 
+class WardenFacts(Frozen):
+    """What a warden is: root's or a user's, with which control groups (None: none), by which settings (a hash)."""
+
+    privileged: bool
+    cgroups: str | None
+    settings: str
+
+
 class Ending(Frozen):
     """How a cell ended. `exit_code` is None where the kernel was killed by the warden."""
 
@@ -77,10 +85,65 @@ class Launch(Frozen):
 
 
 class OnCell(Frozen):
-    """Do something to one cell: seal it, interrupt its kernel, end it, or hand over its facts and pidfd."""
+    """Do something to one cell: seal, freeze or end it, interrupt its kernel, or hand over facts of it."""
 
-    op: Literal["seal", "interrupt", "end", "adopt"]
+    op: Literal["seal", "interrupt", "pause", "resume", "usage", "end", "adopt"]
     cell: CellId
+
+
+# percent-encoded bytes: a name in a home need not be text
+HomePath = Annotated[str, StringConstraints(max_length=8192, pattern=r"^[!-~]*$")]
+
+
+class OpenFile(Frozen):
+    """Open a file of a home; its descriptor comes back. `spool` makes one without a name, whatever the path."""
+
+    op: Literal["open"] = "open"
+    cell: CellId
+    path: HomePath = ""
+    mode: Literal["read", "append", "spool"]
+    executable: bool = False
+
+
+class PlaceFile(Frozen):
+    """Give a spooled file, whose descriptor comes along, its name."""
+
+    op: Literal["place"] = "place"
+    cell: CellId
+    path: HomePath
+    replace: bool
+    version: str | None = Field(None, max_length=100)
+
+
+class WalkHome(Frozen):
+    """List a directory; the entries come back in a memory file, one JSON array of them a line."""
+
+    op: Literal["walk"] = "walk"
+    cell: CellId
+    path: HomePath
+    depth: int = Field(ge=1, le=64)
+    limit: int = Field(ge=1, le=20_000)
+
+
+class OnPath(Frozen):
+    """Look at a path, make a directory there, or remove what is there: of much, as much as goes at once."""
+
+    op: Literal["stat", "mkdir", "remove", "empty"]
+    cell: CellId
+    path: HomePath
+
+
+class MoveFile(Frozen):
+    """Rename within a home."""
+
+    op: Literal["move"] = "move"
+    cell: CellId
+    path: HomePath
+    to: HomePath
+    replace: bool
+
+
+FileOrder = OpenFile | PlaceFile | WalkHome | OnPath | MoveFile
 
 
 class Plain(Frozen):
@@ -93,7 +156,7 @@ class Request(Frozen):
     """One request; `id` comes back with the answer."""
 
     id: int
-    body: Annotated[Hello | Launch | OnCell | Plain, Field(discriminator="op")]
+    body: Annotated[Hello | Launch | OnCell | FileOrder | Plain, Field(discriminator="op")]
 
 
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)

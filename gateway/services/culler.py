@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.models import DeathReason, ExecutionState
+from gateway.models import AuditAction, AuditEvent, DeathReason, ExecutionState
 
 if TYPE_CHECKING:
-    from gateway.ports import Clock, KernelHandle, KernelHost
+    from gateway.ports import Audit, Clock, KernelHandle, KernelHost
     from gateway.services.kernels import KernelService
     from gateway.settings import Settings
 
@@ -23,7 +23,10 @@ _DEAD_S = 300.0
 class Culler:
     """Looks at all kernels at intervals and ends those whose time is over."""
 
-    def __init__(self, host: KernelHost, kernels: KernelService, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self, host: KernelHost, kernels: KernelService, clock: Clock, settings: Settings, audit: Audit
+    ) -> None:
+        self._audit = audit
         self._host = host
         self._kernels = kernels
         self._clock = clock
@@ -55,6 +58,15 @@ class Culler:
                 return
             seen = {"idle_s": round(handle.idle_for_s(), 1), "age_s": round(handle.age_s(), 1)}
             await self._host.remove(handle.id, DeathReason.CULLED)
+            self._audit.record(
+                AuditEvent(
+                    action=AuditAction.KERNEL_CULL,
+                    door="gateway",
+                    kernel_id=handle.id,
+                    reason=why,
+                    extra={"owner": handle.owner},
+                )
+            )
             log.info("kernel_culled", kernel_id=handle.id, owner=handle.owner, why=why, **seen)
             await self._kernels.forget(handle.id)
         except Exception:

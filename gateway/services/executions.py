@@ -15,8 +15,8 @@ from gateway.protocol.outputs import Collector
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gateway.models import DeathReason, ExecuteRequest, Message, Origin, Principal
-    from gateway.ports import Clock, KernelHandle
+    from gateway.models import DeathReason, ExecuteRequest, Execution, Message, Origin, Principal
+    from gateway.ports import Audit, Clock, KernelHandle
     from gateway.services.kernels import KernelService
     from gateway.settings import Settings
 
@@ -27,8 +27,9 @@ _ABANDON_WAIT_S = 1.0
 class ExecutionService:
     """Runs code in kernels and folds what comes back into results."""
 
-    def __init__(self, kernels: KernelService, clock: Clock, settings: Settings) -> None:
+    def __init__(self, kernels: KernelService, clock: Clock, settings: Settings, audit: Audit) -> None:
         self._kernels = kernels
+        self._audit = audit
         self._clock = clock
         self._settings = settings.executions
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -48,7 +49,8 @@ class ExecutionService:
         When the caller is cancelled, the execution is interrupted.
 
         Raises Forbidden, NotFound, BadRequest (code that is not text), LimitReached (too many requests wait),
-        and what `on_message` raises.
+        AuditUnavailable (before, or instead of a result whose record cannot be kept), and what `on_message`
+        raises.
         """
         handle = self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE)
         message = _message(request)
@@ -70,10 +72,31 @@ class ExecutionService:
             if listener.failure is not None:
                 await self._abandon(listener, attached.pop_all())
                 raise listener.failure
+        await self._audit.written()
         result = collector.result(self._clock.monotonic())
         if listener.death is not None:
             return result.model_copy(update={"status": ExecutionStatus.DEAD, "reason": listener.death})
         return result
+
+    def list(self, principal: Principal, kernel_id: str) -> list[Execution]:
+        """List the executions of a kernel that have not ended. Raises Forbidden, NotFound."""
+        return self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE).executions()
+
+    async def interrupt(self, principal: Principal, kernel_id: str, execution_id: str) -> None:
+        """Interrupt a running execution, or take back a queued one.
+
+        Raises Forbidden, NotFound, KernelDead.
+        """
+        handle = self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE)
+        await handle.interrupt_execution(execution_id)
+
+    async def cancel(self, principal: Principal, kernel_id: str, execution_id: str) -> None:
+        """End an execution, by a restart of the kernel if need be.
+
+        Raises Forbidden, NotFound, KernelDead, Conflict (the kernel is paused).
+        """
+        handle = self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE)
+        await handle.cancel_execution(execution_id)
 
     async def _abandon(self, listener: _Listener, attached: ExitStack) -> None:
         # In a task of its own, so that a second cancellation of the caller does not stop it.

@@ -7,21 +7,36 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
+from pydantic import SecretStr, ValidationError
+
 from gateway.errors import (
     BadRequest,
     Conflict,
     Forbidden,
+    GatewayError,
     LimitReached,
     NotFound,
     StoreUnavailable,
     UnknownKernelSpec,
 )
-from gateway.models import DeathReason, KernelRecord, KernelSpec, Limits, Principal, Scope
+from gateway.models import (
+    AuditAction,
+    DeathReason,
+    KernelRecord,
+    KernelSpec,
+    Limits,
+    Principal,
+    Scope,
+    Usage,
+)
+from gateway.services.auditing import recorded
+from gateway.services.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-    from gateway.ports import Clock, KernelHandle, KernelHost, Store
+    from gateway.ports import Audit, Clock, KernelHandle, KernelHost, Store
+    from gateway.services.quotas import Quotas
     from gateway.settings import Settings
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
@@ -48,11 +63,23 @@ def owns(principal: Principal, owner: str) -> bool:
 class KernelService:
     """The kernels of every owner, each shown to its owner and to admins alone."""
 
-    def __init__(self, host: KernelHost, store: Store, clock: Clock, settings: Settings) -> None:
+    def __init__(
+        self,
+        host: KernelHost,
+        store: Store,
+        clock: Clock,
+        settings: Settings,
+        quotas: Quotas,
+        *,
+        audit: Audit,
+    ) -> None:
         self._host = host
         self._store = store
         self._clock = clock
+        self._quotas = quotas
+        self._audit = audit
         self._settings = settings.kernels
+        self._turns = Turns(self._settings.max_starting, self._settings.start_queue_s)
         self._executions = settings.executions
         self._starting: dict[str, str] = {}
 
@@ -86,29 +113,50 @@ class KernelService:
         *,
         name: str | None = None,
         env: Mapping[str, str] | None = None,
+        secrets: Mapping[str, SecretStr] | None = None,
         kernel_id: str | None = None,
+        limits: Mapping[str, object] | None = None,
     ) -> KernelHandle:
         """Start a kernel for the principal and wait until it answers; nothing is left of one that fails.
 
-        `env` is this launch's alone. Raises Forbidden, UnknownKernelSpec, BadRequest (env or id), Conflict
-        (an id in use), LimitReached (a quota), SandboxUnavailable, KernelStartFailed, StoreUnavailable.
+        `env` is this launch's alone; `secrets` are too, and never kept but in memory; `limits` may only lower
+        the profile's.
+
+        Raises Forbidden, UnknownKernelSpec, BadRequest (env or id), Conflict
+        (an id in use), LimitReached (a quota), SandboxUnavailable, KernelStartFailed, StoreUnavailable,
+        AuditUnavailable.
         """
         require(principal, Scope.KERNELS)
         spec = self._spec(name)
-        checked = self._environment(env or {})
+        secrets = dict(secrets or {})
+        checked = self._environment(env or {}, secrets)
         wanted = str(uuid4()) if kernel_id is None else _canonical(kernel_id)
-        limits = self._limits(spec)
-        with self._reserved(wanted, principal.name):
-            handle = await self._host.start(
-                kernel_id=wanted, owner=principal.name, spec=spec, env=checked, limits=limits
-            )
+        granted = self._limits(spec, limits or {})
+        self._audit.admit()
+        names = {"env": ",".join(checked), "secrets": ",".join(secrets)}
+        extra = {"spec": spec.name, **{kind: named for kind, named in names.items() if named}}
+        with (
+            recorded(self._audit, AuditAction.KERNEL_CREATE, principal, kernel_id=wanted, extra=extra),
+            self._reserved(wanted, principal.name),
+        ):
+            self._quotas.start(principal.name)
+            async with self._turns.turn(principal.name):
+                handle = await self._host.start(
+                    kernel_id=wanted,
+                    owner=principal.name,
+                    spec=spec,
+                    env=checked,
+                    secrets=secrets,
+                    limits=granted,
+                )
             record = KernelRecord(
                 id=wanted,
                 owner=principal.name,
                 spec=spec.name,
                 created_at=self._clock.now(),
-                limits=limits,
+                limits=granted,
                 env=checked,
+                secret_names=tuple(secrets),
             )
             try:
                 await self._store.put_kernel(record)
@@ -121,27 +169,64 @@ class KernelService:
         return handle
 
     async def interrupt(self, principal: Principal, kernel_id: str) -> None:
-        """Interrupt what a kernel runs. Raises Forbidden, NotFound, KernelDead."""
-        await self.get(principal, kernel_id).interrupt()
+        """Interrupt what a kernel runs. Raises Forbidden, NotFound, KernelDead, AuditUnavailable."""
+        handle = self.get(principal, kernel_id)
+        self._audit.admit()
+        with recorded(self._audit, AuditAction.KERNEL_INTERRUPT, principal, kernel_id=handle.id):
+            await handle.interrupt()
 
     async def restart(self, principal: Principal, kernel_id: str) -> KernelHandle:
         """Start a kernel afresh under its id.
 
-        Raises Forbidden, NotFound, SandboxUnavailable, KernelStartFailed.
+        Raises Forbidden, NotFound, LimitReached (a quota), Conflict (its secrets are not known any more),
+        SandboxUnavailable, KernelStartFailed, AuditUnavailable.
         """
         handle = self.get(principal, kernel_id)
-        await handle.restart()
+        self._audit.admit()
+        with recorded(self._audit, AuditAction.KERNEL_RESTART, principal, kernel_id=handle.id):
+            self._quotas.start(handle.owner)
+            await self._measure(handle)
+            async with self._turns.turn(handle.owner):
+                await handle.restart()
         return handle
+
+    async def pause(self, principal: Principal, kernel_id: str) -> KernelHandle:
+        """Freeze a kernel, and the clocks of its deadlines. Raises Forbidden, NotFound, KernelDead."""
+        handle = self.get(principal, kernel_id)
+        self._audit.admit()
+        with recorded(self._audit, AuditAction.KERNEL_PAUSE, principal, kernel_id=handle.id):
+            await handle.pause()
+        return handle
+
+    async def resume(self, principal: Principal, kernel_id: str) -> KernelHandle:
+        """Let a paused kernel go on. Raises Forbidden, NotFound, KernelDead."""
+        handle = self.get(principal, kernel_id)
+        self._audit.admit()
+        with recorded(self._audit, AuditAction.KERNEL_RESUME, principal, kernel_id=handle.id):
+            await handle.resume()
+        return handle
+
+    async def usage(self, principal: Principal, kernel_id: str) -> Usage:
+        """Return what a kernel's cell uses. Raises Forbidden, NotFound, KernelDead."""
+        return await self.get(principal, kernel_id).usage()
 
     async def delete(self, principal: Principal, kernel_id: str) -> None:
         """End a kernel, then forget it. Raises Forbidden, NotFound, StoreUnavailable (the kernel is gone)."""
         handle = self.get(principal, kernel_id)
-        await self._host.remove(handle.id, DeathReason.SHUTDOWN)
-        await self.forget(handle.id)
+        # never refused for want of a record: it ends something, and there are only so many kernels
+        with recorded(self._audit, AuditAction.KERNEL_DELETE, principal, kernel_id=handle.id):
+            await self._measure(handle)
+            await self._host.remove(handle.id, DeathReason.SHUTDOWN)
+            await self.forget(handle.id)
 
     async def forget(self, kernel_id: str) -> None:
         """Forget the record of a kernel that the host has removed. Raises StoreUnavailable."""
         await self._store.delete_kernel(kernel_id)
+
+    async def _measure(self, handle: KernelHandle) -> None:
+        # or else a kernel could be used up and ended between two looks of the meter, for nothing
+        with suppress(GatewayError):
+            await self._quotas.measure(handle)
 
     def _spec(self, name: str | None) -> KernelSpec:
         specs = self._host.specs()
@@ -152,8 +237,8 @@ class KernelService:
             raise UnknownKernelSpec(f"No such kernelspec: {wanted[:64]!r}. There are: {known}.")
         return spec
 
-    def _limits(self, spec: KernelSpec) -> Limits:
-        limits = self._host.profile_limits(spec.profile)
+    def _limits(self, spec: KernelSpec, wanted: Mapping[str, object]) -> Limits:
+        limits = lowered(self._host.profile_limits(spec.profile), wanted)
         return limits.model_copy(
             update={
                 "timeout_s": min(limits.timeout_s, self._executions.max_timeout_s),
@@ -162,18 +247,23 @@ class KernelService:
             }
         )
 
-    def _environment(self, env: Mapping[str, str]) -> dict[str, str]:
-        if len(env) > _ENV_NAMES:
+    def _environment(self, env: Mapping[str, str], secrets: Mapping[str, SecretStr]) -> dict[str, str]:
+        """Return the plain part of a checked environment. Messages have names in them, never values."""
+        if len(env) + len(secrets) > _ENV_NAMES:
             raise BadRequest(f"A request may set at most {_ENV_NAMES} environment variables.")
+        if both := sorted(set(env) & set(secrets)):
+            raise BadRequest(f"{both[0][:64]!r} is among both the environment and the secrets.")
+        revealed = {name: secret.get_secret_value() for name, secret in secrets.items()}
         total = 0
-        for name, value in env.items():
+        for name, value in {**env, **revealed}.items():
             shown = repr(name[:64])
-            if not self._may_set(name):
+            allowed = self._settings.secrets_allowed if name in secrets else self._settings.env_allowed
+            if not _may_set(name, allowed):
                 raise BadRequest(f"The environment variable {shown} may not be set by a request.")
             try:
                 size = len(value.encode())
-            except UnicodeEncodeError as error:
-                raise BadRequest(f"The environment variable {shown} is not text.") from error
+            except UnicodeEncodeError:
+                raise BadRequest(f"The environment variable {shown} is not text.") from None
             if size > _ENV_VALUE_BYTES:
                 raise BadRequest(f"The environment variable {shown} exceeds {_ENV_VALUE_BYTES} bytes.")
             if "\0" in value:
@@ -182,11 +272,6 @@ class KernelService:
         if total > _ENV_BYTES:
             raise BadRequest(f"The environment variables exceed {_ENV_BYTES} bytes together.")
         return dict(env)
-
-    def _may_set(self, name: str) -> bool:
-        if len(name) > _ENV_NAME_LENGTH or not _ENV_NAME.fullmatch(name) or _ENV_NEVER.fullmatch(name):
-            return False
-        return name.startswith("KERNEL_") or name in self._settings.env_allowed
 
     @contextmanager
     def _reserved(self, kernel_id: str, owner: str) -> Iterator[None]:
@@ -197,16 +282,39 @@ class KernelService:
             raise Conflict(f"The kernel id {kernel_id} is in use.")
         if len(owners) >= self._settings.max_kernels:
             raise LimitReached("This gateway runs as many kernels as it may.", reason="max_kernels")
-        if sum(other == owner for other in owners.values()) >= self._settings.max_kernels_per_owner:
+        most = self._quotas.bound(owner, "kernels")
+        if most is not None and sum(other == owner for other in owners.values()) >= most:
             raise LimitReached(
-                f"You have {self._settings.max_kernels_per_owner} kernels, as many as you may.",
-                reason="max_kernels_per_owner",
+                f"You have {most} kernels, as many as you may.", reason="max_kernels_per_owner"
             )
         self._starting[kernel_id] = owner
         try:
             yield
         finally:
             del self._starting[kernel_id]
+
+
+def lowered(limits: Limits, wanted: Mapping[str, object]) -> Limits:
+    """Return limits with those that a request names, none of which may be higher. Raises BadRequest."""
+    for name, value in wanted.items():
+        if name not in Limits.model_fields:
+            raise BadRequest(f"There is no limit {name[:64]!r}.", reason="limits")
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise BadRequest(f"The limit {name} is not a number.", reason="limits")
+        most = getattr(limits, name)
+        if most is not None and value > most:
+            raise BadRequest(f"The limit {name} can only be lowered, from {most:g}.", reason="limits")
+    try:
+        return Limits.model_validate(limits.model_dump() | dict(wanted))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadRequest(f"The limit {first['loc'][0]} is wrong: {first['msg']}.", reason="limits") from error
+
+
+def _may_set(name: str, allowed: Collection[str]) -> bool:
+    if len(name) > _ENV_NAME_LENGTH or not _ENV_NAME.fullmatch(name) or _ENV_NEVER.fullmatch(name):
+        return False
+    return name.startswith("KERNEL_") or name in allowed
 
 
 def _canonical(kernel_id: str) -> str:

@@ -11,13 +11,14 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from gateway.errors import BadRequest, GatewayError, Gone, LimitReached, NotFound
-from gateway.models import ExecutionState, Principal, Scope, SessionRecord
+from gateway.models import AuditAction, ExecutionState, Principal, Scope, SessionRecord
+from gateway.services.auditing import recorded
 from gateway.services.kernels import owns, require
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.ports import Clock, KernelHandle, Store
+    from gateway.ports import Audit, Clock, KernelHandle, Store
     from gateway.services.kernels import KernelService
 
     Pair = tuple[SessionRecord, KernelHandle]
@@ -33,7 +34,8 @@ class SessionService:
     Work on one (owner, path) is done by one caller at a time; the store has the last word on a path.
     """
 
-    def __init__(self, kernels: KernelService, store: Store, clock: Clock) -> None:
+    def __init__(self, kernels: KernelService, store: Store, clock: Clock, audit: Audit) -> None:
+        self._audit = audit
         self._kernels = kernels
         self._store = store
         self._clock = clock
@@ -59,6 +61,7 @@ class SessionService:
         """
         require(principal, Scope.KERNELS)
         _check(path=path, type=type, name=name)
+        self._audit.admit()
         owner = principal.name
         async with self._lock(owner, path):
             mine = await self._store.sessions(owner)
@@ -81,7 +84,10 @@ class SessionService:
                     kernel_name=handle.spec_name,
                     created_at=self._clock.now() if old is None else old.created_at,
                 )
-                await self._store.put_session(record)
+                with recorded(
+                    self._audit, AuditAction.SESSION_CREATE, principal, kernel_id=handle.id, target=record.id
+                ):
+                    await self._store.put_session(record)
             if bound is not None and bound.id != handle.id:
                 await self._end(owner, bound.id)
         return record, handle
@@ -140,6 +146,7 @@ class SessionService:
         """
         require(principal, Scope.KERNELS)
         _check(path=path, type=type, name=name)
+        self._audit.admit()
         async with self._held(principal, session_id) as record:
             if not kernel_id and not kernel_name:
                 if self._bound(record) is None:
@@ -153,7 +160,10 @@ class SessionService:
                 changed = record.model_copy(update=changes)
                 if changed.path != record.path:
                     await self._clear(changed.owner, changed.path)
-                await self._store.put_session(changed)
+                with recorded(
+                    self._audit, AuditAction.SESSION_CHANGE, principal, kernel_id=handle.id, target=record.id
+                ):
+                    await self._store.put_session(changed)
             if handle.id != record.kernel_id:
                 await self._end(record.owner, record.kernel_id)
         return changed, handle
@@ -161,8 +171,15 @@ class SessionService:
     async def delete(self, principal: Principal, session_id: str) -> None:
         """End a session and its kernel. Raises Forbidden, NotFound; Gone when the kernel went first."""
         async with self._held(principal, session_id) as record:
-            ended = await self._end(record.owner, record.kernel_id)
-            await self._store.delete_session(record.id)
+            with recorded(
+                self._audit,
+                AuditAction.SESSION_DELETE,
+                principal,
+                kernel_id=record.kernel_id,
+                target=record.id,
+            ):
+                ended = await self._end(record.owner, record.kernel_id)
+                await self._store.delete_session(record.id)
         if not ended:
             raise Gone("The kernel of this session was gone before the session was deleted.")
 

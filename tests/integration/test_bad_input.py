@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -326,9 +327,8 @@ async def test_a_foreign_host_header(gateway: Gateway) -> None:
 
 
 def filled(path: str, weird: str) -> list[str]:
-    """Fill a weird text into a path: for its first parameter, and for its second one of a good first."""
-    first = path.replace("{kernel_id}", weird).replace("{session_id}", weird)
-    first = first.replace("{name}", weird).replace("{file}", "logo-64x64.png")
+    """Fill a weird text into a path: for all parameters, and for a file of a good kernelspec."""
+    first = re.sub(r"\{\w+\}", lambda _: weird, path.replace("{file}", "logo-64x64.png"))
     if "{file}" not in path:
         return [first]
     return [first, path.replace("{name}", "python3").replace("{file}", weird)]

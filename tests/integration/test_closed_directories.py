@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
@@ -44,13 +45,10 @@ def listener(gateway: Gateway) -> int:
     port = int(gateway.url.rsplit(":", 1)[1])
     rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="utf-8").splitlines()[1:]]
     (inode,) = [row[9] for row in rows if int(row[1].split(":")[1], 16) == port and row[3] == "0A"]
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            links = [os.readlink(f"/proc/{entry}/fd/{name}") for name in os.listdir(f"/proc/{entry}/fd")]
-        except OSError:
-            continue
-        if f"socket:[{inode}]" in links:
-            return int(entry)
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if f"socket:[{inode}]" in [str(link.readlink()) for link in (entry / "fd").iterdir()]:
+                return int(entry.name)
     raise AssertionError("nobody listens")
 
 
@@ -71,7 +69,7 @@ def assert_powerless(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize("below", ["state", "deeper/state"])
 async def test_serve_and_keys_work_below_a_closed_directory(closed: Path, below: str) -> None:
-    """Keys, kernels, `kill -9` and adoption work; the listener is the service user's and sees no neighbours."""
+    """Keys, kernels, `kill -9` and adoption work; the listener is the service user's and sees no more."""
     state_dir = closed / below
     state_dir.mkdir(mode=0o700)
     with running(state_dir=state_dir) as gateway:
@@ -97,7 +95,9 @@ async def test_serve_and_keys_work_below_a_closed_directory(closed: Path, below:
             text=True,
             check=True,
         ).stdout.splitlines()
-        assert set(seen) == {str(path) for path in (state_dir, *state_dir.parents) if path.is_relative_to(closed)}
+        assert set(seen) == {
+            str(path) for path in (state_dir, *state_dir.parents) if path.is_relative_to(closed)
+        }
     assert closed.stat().st_mode & 0o777 == 0o700
 
 

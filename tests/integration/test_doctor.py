@@ -81,7 +81,6 @@ def test_firejail_that_fails_open(place: Path) -> None:
     found = findings(done)
     assert found["kernel python3"]["grade"] == "FAIL"
     assert "Seccomp is not 2" in found["kernel python3"]["why"]
-    assert found["probes"]["grade"] == "FAIL"
 
 
 def test_firejail_missing() -> None:

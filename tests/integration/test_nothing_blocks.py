@@ -1,4 +1,4 @@
-"""The gateway's own loop: no call in it may block, whatever is asked of the gateway, and by whichever door."""
+"""The gateway's own loop: no call in it may block, whatever is asked, and by whichever door."""
 
 from __future__ import annotations
 
@@ -6,28 +6,42 @@ import asyncio
 import contextlib
 import os
 import signal
+import traceback
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
-from blockbuster import blockbuster_ctx
+from blockbuster import BlockingError, blockbuster_ctx
 
 from gateway import app, settings
 from gateway.cli.serve import bind
-from gateway.privilege import prepare_state
-from gateway.sandbox import daemon
-from gateway.telemetry import configure_logging
-from tests.gateway import Gateway, new_state_dir, text_of
+from tests.gateway import Gateway, complete, text_of
+from tests.integration.test_kernel_life import STUBBORN
+from tests.lifecycle import kernels, until_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.gateway import Client
-
-LIMIT_S = "CELLBLOCK_KERNELS__CULL_INTERVAL_S"
+# whose calls are looked at, and what they call in turn; pytest's own may block
+WATCHED = ["gateway", "aiohttp", "aiosqlite", "sqlalchemy", "zmq", "jupyter_client"]
 
 
 @pytest.fixture
-def signals() -> Iterator[None]:
+def blocked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every blocking call so far, as a stack: also those whose error nobody saw."""
+    stacks: list[str] = []
+
+    class Noted(BlockingError):
+        def __init__(self, func: str) -> None:
+            super().__init__(func)
+            stacks.append(func + "\n" + "".join(traceback.format_stack()[-9:-2]))
+
+    monkeypatch.setattr("blockbuster.blockbuster.BlockingError", Noted)
+    return stacks
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
     """Put back the handlers that a gateway in this process replaces."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
@@ -36,47 +50,133 @@ def signals() -> Iterator[None]:
 
 
 @pytest.fixture
-async def watched(signals: None) -> AsyncIterator[Gateway]:
+async def gateway(_signals: None, blocked: list[str]) -> AsyncIterator[Gateway]:
     """A gateway in this very loop, where every blocking call is an error, and its warden."""
-    gateway = Gateway(state_dir=new_state_dir())
-    here = settings.load(
-        state_dir=gateway.state_dir,
-        server={"port": 0},
-        kernels={"cull_interval_s": 0.2},
-        log={"format": "json", "level": "debug"},
-    )
-    listener = bind(here.server.host, 0)
-    gateway.url = app.address(listener)
-    await asyncio.to_thread(prepare_state, here)
-    await asyncio.to_thread(daemon.ensure, here)
-    await asyncio.to_thread(gateway.key)
-    with blockbuster_ctx():
-        serving = asyncio.create_task(app.serve(here, listener, keep=False, privileged=True))
-        await until_up(gateway, serving)
-        yield gateway
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(serving, 20)
-    await asyncio.to_thread(gateway.destroy)
+    gateway = Gateway()
+    try:
+        # another's warden and keys, as after a restart
+        await asyncio.to_thread(gateway.start)
+        await asyncio.to_thread(gateway.key)
+        await asyncio.to_thread(gateway.end, signal.SIGKILL)
+        here = settings.load(
+            state_dir=gateway.state_dir, server={"port": 0}, kernels={"cull_interval_s": 0.2}
+        )
+        listener = bind(here.server.host, 0)
+        gateway.url = app.address(listener)
+        with blockbuster_ctx(scanned_modules=WATCHED) as watch:
+            # a look at when two or three local directories changed: microseconds, from the system's cache
+            watch.functions["os.stat"].can_block_in("gateway/kernels/specs.py", "stamps")
+            serving = asyncio.create_task(app.serve(here, listener, keep=False))
+            await until_up(gateway, serving)
+            yield gateway
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(serving, 20)
+    finally:
+        await asyncio.to_thread(gateway.destroy)
+    assert not blocked, "\n\n".join(blocked)
 
 
 async def until_up(gateway: Gateway, serving: asyncio.Task[None]) -> None:
     """Wait until the gateway answers, or raise what it failed of."""
+    timeout = aiohttp.ClientTimeout(total=1)
     while True:
         if serving.done():
             await serving
-        with contextlib.suppress(OSError):
-            async with gateway.client() as client, client.http.get("/api/health") as response:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with (
+                aiohttp.ClientSession(gateway.url, timeout=timeout) as session,
+                session.get("/healthz") as response,
+            ):
                 assert response.status == 200
                 return
         await asyncio.sleep(0.05)
 
 
-async def test_rest(watched: Gateway) -> None:
-    """A kernel's whole life over REST."""
-    async with watched.client() as client:
+async def test_rest(gateway: Gateway) -> None:
+    """A kernel's life over REST: start, run, time out both ways, interrupt, restart, die, be deleted."""
+    async with gateway.client() as client:
         kernel_id = await client.start()
         assert await client.out(kernel_id, "print(1)") == "1\n"
+        assert (await client.run(kernel_id, "import time; time.sleep(60)", timeout_s=0.5))[
+            "status"
+        ] == "timeout"
+        assert (await client.run(kernel_id, STUBBORN, timeout_s=0.5))["reason"] == "timeout"
+        task = asyncio.create_task(client.run(kernel_id, "import time; time.sleep(60)"))
+        await until_state(client, kernel_id, "busy")
+        await asyncio.sleep(0.5)
+        await client.json("POST", f"/api/kernels/{kernel_id}/interrupt", status=204)
+        assert (await task)["status"] in {"error", "interrupted"}
+        await client.json("POST", f"/api/kernels/{kernel_id}/restart")
+        assert (await client.run(kernel_id, "import os; os._exit(1)"))["status"] == "dead"
+        await client.json("POST", f"/api/kernels/{kernel_id}/restart")
+        await client.delete(kernel_id)
+        await client.json("GET", f"/api/kernels/{kernel_id}", status=404)
 
 
-def test_configure() -> None:
-    assert configure_logging and text_of and Client
+async def test_everything_that_is_read(gateway: Gateway) -> None:
+    """Version, status, identity, kernelspecs and their files, docs, metrics; good and bad credentials."""
+    async with gateway.client(scopes="kernels,execute,admin") as client:
+        for path in ("/api", "/api/status", "/api/me", "/api/kernels", "/api/sessions", "/api/openapi.json"):
+            await client.json("GET", path)
+        specs = (await client.json("GET", "/api/kernelspecs"))["kernelspecs"]
+        resources = [path for spec in specs.values() for path in spec["resources"].values()]
+        for path in ["/api/docs", "/metrics", "/api/kernelspecs/python3", *resources]:
+            async with client.http.get(path) as response:
+                assert response.status == 200, path
+        for path in ("/nothing", "/kernelspecs/python3/none.png", "/api/kernelspecs/none"):
+            async with client.http.get(path) as response:
+                assert response.status == 404, path
+        for token in ("nonsense", "cb_aaaaaaaaaaaa_" + "a" * 43):
+            async with client.http.get(
+                "/api/kernels", headers={"Authorization": f"token {token}"}
+            ) as response:
+                assert response.status == 401
+
+
+async def test_sessions(gateway: Gateway) -> None:
+    """Sessions made, seen, moved, given another kernel, deleted."""
+    async with gateway.client() as client:
+        body = {"path": "a.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
+        session = await client.json("POST", "/api/sessions", body, status=201)
+        path = f"/api/sessions/{session['id']}"
+        await client.json("GET", path)
+        await client.json("PATCH", path, {"path": "b.ipynb"})
+        await client.json("PATCH", path, {"kernel": {"name": "python3"}})
+        assert len(await client.json("GET", "/api/sessions")) == 1
+        await client.json("DELETE", path, status=204)
+
+
+@pytest.mark.parametrize("v1", [True, False])
+async def test_sockets(gateway: Gateway, v1: bool) -> None:
+    """Both framings: executions, much output, an interrupt, garbage, a kernel that dies while one listens."""
+    async with gateway.client() as client:
+        kernel_id = await client.start()
+        async with client.channels(kernel_id, v1=v1) as channels:
+            messages = await channels.until_done(await channels.execute("print('a' * 2_000_000)"))
+            assert len(text_of(messages)) == 2_000_001
+            msg_id = await channels.execute("import time; time.sleep(60)")
+            await until_state(client, kernel_id, "busy")
+            await asyncio.sleep(0.5)
+            await client.json("POST", f"/api/kernels/{kernel_id}/interrupt", status=204)
+            assert complete(await channels.until_done(msg_id), msg_id)
+            await channels.until_done(await channels.execute("import os; os._exit(1)"))
+        async with client.channels(kernel_id, v1=v1) as channels:
+            await channels.socket.send_str("garbage")
+            assert (await channels.socket.receive(5)).type is aiohttp.WSMsgType.CLOSE
+        await client.delete(kernel_id)
+
+
+async def test_deaths_of_kernel_and_warden(gateway: Gateway) -> None:
+    """A kernel killed from outside, then the warden: seen, answered and recovered from without blocking."""
+    async with gateway.client() as client:
+        kernel_id = await client.start()
+        (pid,) = await asyncio.to_thread(kernels, gateway)
+        os.kill(pid, signal.SIGKILL)
+        await until_state(client, kernel_id, "dead", 5)
+        for pid in await asyncio.to_thread(gateway.warden_pids):
+            os.kill(pid, signal.SIGKILL)
+        async with client.http.post("/api/kernels", json={}) as response:
+            assert response.status in {201, 503}
+        await asyncio.sleep(2)
+        await client.json("POST", f"/api/kernels/{kernel_id}/restart")
+        assert await client.out(kernel_id, "print(1)") == "1\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tests.gateway import Gateway
 
 OWNED = [route for route in ROUTES if route.access.rule is Rule.OWNER]
+NO_ID = "00000000-0000-4000-8000-000000000000"
 BODIES = {"execute": {"code": "1"}, "session_id}": {"path": "taken.ipynb"}}
 
 
@@ -36,8 +38,7 @@ class Estate:
 
     def path(self, route: Route) -> str:
         """Return a route's path to what alice has."""
-        path = route.path.replace("{kernel_id}", self.kernel).replace("{session_id}", self.session)
-        return path.replace("{name}", "python3").replace("{file}", "logo-64x64.png")
+        return filled(route, kernel_id=self.kernel, session_id=self.session)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +76,7 @@ async def test_anothers_is_like_what_does_not_exist(
     before = await client.kernel(estate.kernel)
     theirs = await answered(bob, route, estate.path(route))
     nowhere = str(uuid4())
-    nothing = await answered(
-        bob, route, route.path.replace("{kernel_id}", nowhere).replace("{session_id}", nowhere)
-    )
+    nothing = await answered(bob, route, filled(route, kernel_id=nowhere, session_id=nowhere))
 
     mine = estate.kernel if "{kernel_id}" in route.path else estate.session
     assert theirs[0] == nothing[0] == 404
@@ -226,6 +225,12 @@ async def test_me(gateway: Gateway, bob: Client) -> None:
 
     assert me["identity"]["username"] == "bob"
     assert me["permissions"]["kernels"] == ["read", "execute"]
+
+
+def filled(route: Route, **values: str) -> str:
+    """Return a route's path with these values in it, and in its other parameters what may well be there."""
+    known = {"name": "python3", "file": "logo-64x64.png", **values}
+    return re.sub(r"\{(\w+)\}", lambda found: known.get(found[1], NO_ID), route.path)
 
 
 async def answered(client: Client, route: Route, path: str) -> tuple[int, str, dict[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -47,7 +46,7 @@ async def ended(gateway: Gateway) -> int:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("v1", [True, False])
 async def test_sockets_close_with_service_restart(gateway: Gateway, number: int, v1: bool) -> None:
-    """Both signals close every socket with 1012, exit 0 within seconds, and keep the kernel for the next."""
+    """Both signals close every socket with 1012, exit 0 within seconds, and keep the kernel."""
     async with gateway.client() as client:
         kernel_id = await client.start()
         await client.run(kernel_id, "x = 3")
@@ -68,7 +67,7 @@ async def test_sockets_close_with_service_restart(gateway: Gateway, number: int,
 
 
 async def test_what_a_socket_started_goes_on(gateway: Gateway) -> None:
-    """An execution that came by WebSocket runs on through a restart of the gateway, whose successor sees it end."""
+    """An execution that came by WebSocket runs on, and the next gateway sees it end."""
     async with gateway.client() as client:
         kernel_id = await client.start()
         async with client.channels(kernel_id) as channels:
@@ -136,7 +135,7 @@ async def held_up(client: Client) -> AsyncIterator[str]:
 
 
 async def test_new_work_is_refused_while_draining() -> None:
-    """While a slow client holds the drain up, new work is 503 shutting_down and reading works; not for ever."""
+    """While a slow client holds the drain up, new work is 503 shutting_down and reading works."""
     with running(env={"CELLBLOCK_SERVER__DRAIN_S": "3"}) as gateway:
         async with gateway.client() as client, held_up(client) as kernel_id:
             begun = time.monotonic()
@@ -157,7 +156,7 @@ async def test_new_work_is_refused_while_draining() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_no_keep_leaves_nothing(number: int) -> None:
-    """With --no-keep kernels, busy ones too, warden, mounts and cgroups are gone within seconds of a signal."""
+    """With --no-keep kernels, busy ones too, warden, mounts and cgroups are gone within seconds."""
     with running("--no-keep") as gateway:
         async with gateway.client() as client:
             busy, _ = await client.start(), await client.start()
@@ -190,7 +189,7 @@ async def test_more_signals_do_no_harm() -> None:
 
 
 async def test_a_signal_while_kernels_start(gateway: Gateway) -> None:
-    """A SIGTERM in the middle of starts ends in order; no cell is left that the next gateway does not show."""
+    """A SIGTERM in the middle of starts ends in order; no cell is left that the next does not show."""
     async with gateway.client() as client:
         starts = [asyncio.create_task(client.start()) for _ in range(2)]
         await asyncio.sleep(0.2)
@@ -206,7 +205,7 @@ async def test_a_signal_while_kernels_start(gateway: Gateway) -> None:
 
 
 def test_a_taken_port_is_one_sentence() -> None:
-    """Where the port is taken, serve says so in one line, exits 2, and leaves no warden and no state behind."""
+    """Where the port is taken, serve says so in one line, exits 2, and leaves no warden and no state."""
     gateway = Gateway()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -227,6 +226,6 @@ def test_a_taken_port_is_one_sentence() -> None:
             f"cellblock: Port {port} on 127.0.0.1 is taken: choose another with --port."
         ]
         assert traces(gateway) == []
-        assert os.listdir(gateway.state_dir) == []
+        assert list(gateway.state_dir.iterdir()) == []
     finally:
         gateway.destroy()

@@ -1,4 +1,4 @@
-"""Several gateways on one machine: nothing shared but the pool of uids, and one gateway per state directory."""
+"""Several gateways on one machine: the pool of uids shared, and one gateway per state directory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def uid_of(pid: int) -> int:
 
 
 async def test_they_know_nothing_of_each_other(pair: tuple[Gateway, Gateway]) -> None:
-    """One's kernels are 404 at the other, one's keys 401, for the same owner's name, and listings are apart."""
+    """One's kernels are 404 at the other, one's keys 401, for the same owner's name."""
     left, right = pair
     async with left.client() as here, right.client() as there:
         mine, yours = await here.start(), await there.start()
@@ -99,7 +99,7 @@ async def test_one_does_not_adopt_the_others_kernels(pair: tuple[Gateway, Gatewa
 
 
 async def test_a_second_gateway_on_one_state_directory_is_refused() -> None:
-    """While one lives another says so in one line and exits 2, by any name of the directory; nothing is harmed."""
+    """While one lives another says so in one line and exits 2, by any name of the directory."""
     with running() as gateway:
         async with gateway.client() as client:
             kernel_id = await client.start()
@@ -131,7 +131,7 @@ async def test_the_refusal_ends_with_the_gateway() -> None:
 
 
 async def test_two_that_start_at_once_on_one_directory_are_one() -> None:
-    """Of several `serve` started at the same moment exactly one serves, with one warden; the others exit 2."""
+    """Of several started at the same moment one serves, with one warden; the others exit 2."""
     gateway = Gateway(state_dir=new_state_dir())
     command = gateway.command("serve", "--port", "0", "--state-dir", str(gateway.state_dir))
     processes = [

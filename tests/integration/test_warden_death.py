@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -72,13 +74,10 @@ def kill(pids: list[int]) -> float:
 def daemons() -> list[int]:
     """List the detached daemons of the tests in this file."""
     found = []
-    for entry in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{entry}/cmdline", "rb") as line:
-                if line.read().startswith(MARK.encode()):
-                    found.append(int(entry))
-        except OSError:
-            continue
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(MARK.encode()):
+                found.append(int(entry.name))
     return found
 
 
@@ -122,7 +121,9 @@ async def test_clients_are_answered_and_kernels_dead(
     """Running executions end, by REST and by socket; the kernels are dead with a reason; reading works."""
     async with gateway.client() as client:
         rest, socket, idle = [await client.start() for _ in range(3)]
-        task = asyncio.create_task(client.run(rest, "import time; print('early', flush=True); time.sleep(60)"))
+        task = asyncio.create_task(
+            client.run(rest, "import time; print('early', flush=True); time.sleep(60)")
+        )
         async with client.channels(socket) as channels:
             msg_id = await channels.execute("import time; time.sleep(60)")
             for kernel_id in (rest, socket):
@@ -153,7 +154,7 @@ async def answered(channels: Channels, msg_id: str) -> None:
 
 
 async def test_a_killed_warden_is_replaced(gateway: Gateway) -> None:
-    """Its keeper starts another: new kernels work, and dead ones restart, without a restart of the gateway."""
+    """Its keeper starts another: new kernels work, and dead ones restart, with the same gateway."""
     async with gateway.client() as client:
         lost = await client.start()
         for _ in range(3):
@@ -170,7 +171,7 @@ async def test_a_killed_warden_is_replaced(gateway: Gateway) -> None:
 async def test_without_a_keeper_the_next_start_is_clean(
     gateway: Gateway, victims: Callable[[Gateway], list[int]]
 ) -> None:
-    """Until then new kernels are 503 with a clear reason, restarts too; the next start has all that it needs."""
+    """Until then starts and restarts are 503 with a clear reason; the next `serve` has all that it needs."""
     async with gateway.client() as client:
         lost = await client.start()
         kill(victims(gateway))
@@ -197,7 +198,7 @@ async def test_without_a_keeper_the_next_start_is_clean(
 
 
 async def test_a_start_cut_off_by_the_wardens_death_is_an_error(gateway: Gateway) -> None:
-    """Kernels that are being started when the warden dies fail with 502 or 503, at once, and leave nothing."""
+    """Kernels that are starting when the warden dies fail with 502 or 503, at once, and leave nothing."""
     async with gateway.client() as client:
         for after_s in (0.01, 0.1, 0.25):
             starts = [asyncio.create_task(client.http.post("/api/kernels", json={})) for _ in range(2)]

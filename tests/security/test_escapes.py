@@ -38,7 +38,12 @@ CONSUMED = {"exhaustion", "protocol"}
 RED_WITHOUT_CELL = {"f02", "f05", "e01", "e05", "n01", "n02", "n03", "n05", "n06", "c01", "c10"}
 VICTIM_LATENCY_S = 3.0
 RSS_GROWTH = 256 << 20
-LOG_GROWTH = 64 << 10
+LOG_GROWTH = 32 << 10
+LOG_PER_ANSWER = 2 << 10
+# what single-tenant mode does not hold (see docs/security.md): there is one user, and without a group of its
+# own a cell's memory, files and sockets' directory are bounded by process and not as a whole
+SINGLE_TENANT_OPEN = {"e04", "f06", "z06", "r01", "r05"}
+HELD = [probe for probe in PROBES if ROOT or probe["id"] not in SINGLE_TENANT_OPEN]
 
 
 @dataclass(frozen=True)
@@ -140,15 +145,16 @@ class Arena:
         assert "@@" not in code
         return code
 
-    async def slowest_answer(self, until: asyncio.Event) -> float:
-        """Ask the victim again and again; return the longest that it took."""
-        slowest = 0.0
+    async def slowest_answer(self, until: asyncio.Event) -> tuple[float, int]:
+        """Ask the victim again and again; return the longest that it took, and how often it was asked."""
+        slowest, answers = 0.0, 0
         while True:
             begun = time.monotonic()
             assert await self.bob.out(self.victim.kernel, "print(6 * 7)") == "42\n"
             slowest = max(slowest, time.monotonic() - begun)
+            answers += 1
             if until.is_set():
-                return slowest
+                return slowest, answers
             await asyncio.sleep(0.2)
 
     def weight(self) -> tuple[int, int]:
@@ -190,7 +196,7 @@ def outcome(result: dict[str, Any]) -> str:
     return "\n".join(words)
 
 
-@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe["id"])
+@pytest.mark.parametrize("probe", HELD, ids=lambda probe: probe["id"])
 async def test_probe(arena: Arena, probe: dict[str, Any]) -> None:
     """The attack fails as expected; meanwhile the victim answers, and the gateway stays small."""
     attacker = await arena.attacker(fresh=probe["group"] in CONSUMED)
@@ -204,7 +210,7 @@ async def test_probe(arena: Arena, probe: dict[str, Any]) -> None:
         result = await arena.alice.run(attacker.kernel, code, timeout_s=probe["timeout"])
     finally:
         over.set()
-        slowest = await watching
+        slowest, answers = await watching
     said = outcome(result)
 
     assert "BREACH" not in said, probe["why"]
@@ -213,7 +219,7 @@ async def test_probe(arena: Arena, probe: dict[str, Any]) -> None:
     assert slowest < VICTIM_LATENCY_S
     grown, longer = arena.weight()
     assert grown - resident < RSS_GROWTH
-    assert longer - logged < LOG_GROWTH
+    assert longer - logged < LOG_GROWTH + answers * LOG_PER_ANSWER
     if probe["group"] in CONSUMED:
         await arena.end_attacker()
 

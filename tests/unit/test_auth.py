@@ -153,7 +153,7 @@ async def test_expiry_is_exact_in_the_cache(ring, clock):
 
 async def test_guesses_evict_nothing_and_the_cache_is_bounded(ring, store, monkeypatch):
     """Unknown ids are not remembered; known ones only up to the bound."""
-    monkeypatch.setattr("gateway.auth._CACHED_KEYS", 3)
+    monkeypatch.setattr("gateway.auth.keys._CACHED_KEYS", 3)
     tokens = [(await ring.create("alice", ["kernels"]))[0] for _ in range(5)]
     for token in tokens:
         await ring.authenticate(token)

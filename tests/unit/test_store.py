@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from gateway.errors import ConfigurationError, Conflict, StoreUnavailable
-from gateway.models import KernelRecord, KeyRecord, Limits, Scope, SessionRecord
+from gateway.models import KernelRecord, KeyRecord, Limits, Scope, SessionRecord, UsageDay
 from gateway.store import SCHEMA_VERSION, SqlStore, metadata
 
 START = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -398,3 +398,25 @@ def test_tables_are_valid_on_postgresql():
     text = "\n".join(made)
     assert "created_at TIMESTAMP WITH TIME ZONE NOT NULL" in text
     assert "CREATE UNIQUE INDEX IF NOT EXISTS sessions_owner_path" in text
+
+
+async def test_usage_of_days(tmp_path):
+    """What is added to a day is summed, also by two processes at once; other days and principals are apart."""
+    day = date(2026, 11, 20)
+    first, second = await SqlStore.open(tmp_path / "s.db"), await SqlStore.open(tmp_path / "s.db")
+    try:
+        used = UsageDay(principal="alice", day=day, cpu_s=1.5, output_bytes=1 << 40)
+        for _ in range(3):
+            await asyncio.gather(first.add_usage([used]), second.add_usage([used]))
+        await first.add_usage([used.model_copy(update={"principal": "bob"})])
+
+        found = {each.principal: each for each in await second.usage_on(day)}
+        assert found["alice"] == used.model_copy(update={"cpu_s": 9.0, "output_bytes": 6 << 40})
+        assert found["bob"].cpu_s == 1.5
+        assert await first.usage_on(day + timedelta(days=1)) == []
+
+        await first.add_usage([used.model_copy(update={"day": day + timedelta(days=40)})])
+        assert await second.usage_on(day) == []
+    finally:
+        await first.close()
+        await second.close()

@@ -12,12 +12,15 @@ from aiohttp.test_utils import TestClient, TestServer
 from gateway.auth import KeyRing
 from gateway.http.app import build
 from gateway.models import DEFAULT_SCOPES, Scope
+from gateway.services.archives import ArchiveService
 from gateway.services.executions import ExecutionService
+from gateway.services.files import FileService
 from gateway.services.kernels import KernelService
+from gateway.services.quotas import Quotas
 from gateway.services.sessions import SessionService
-from gateway.settings import ServerSettings, Settings
+from gateway.settings import QuotaSettings, ServerSettings, Settings
 from gateway.telemetry import Metrics
-from tests.doubles import ManualClock, MemoryHost, MemoryKernel, MemoryStore, kernelspec
+from tests.doubles import ManualClock, MemoryAudit, MemoryHost, MemoryKernel, MemoryStore, kernelspec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,7 +37,9 @@ class Door:
     clock: ManualClock
     keys: KeyRing
     metrics: Metrics
+    quotas: Quotas
     tokens: dict[str, str]
+    audit: MemoryAudit
 
     def bearer(self, name: str = "alice") -> dict[str, str]:
         """Return the header that speaks for a principal."""
@@ -64,18 +69,28 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(*, specs: Any = None, **server: Any) -> AsyncIterator[Door]:
+async def opened(*, specs: Any = None, quota: Any = None, **server: Any) -> AsyncIterator[Door]:
     """Serve the door with these settings of the server's."""
     clock, store, metrics = ManualClock(), MemoryStore(), Metrics()
-    settings = Settings(server=ServerSettings(**{"max_body_bytes": 4096, "drain_s": 2.0} | server))
-    host = MemoryHost(clock, specs=specs or (kernelspec(), kernelspec("bash", env={"SECRET": "x"})))
-    kernels = KernelService(host, store, clock, settings)
+    settings = Settings(
+        server=ServerSettings(**{"max_body_bytes": 4096, "drain_s": 2.0} | server),
+        quotas=QuotaSettings(**quota or {}),
+    )
+    quotas, audit = Quotas(settings, store, clock), MemoryAudit()
+    offered = specs or (kernelspec(), kernelspec("bash", env={"SECRET": "x"}))
+    host = MemoryHost(clock, specs=offered, gate=quotas)
+    kernels = KernelService(host, store, clock, settings, quotas, audit=audit)
     keys = KeyRing(store, b"p" * 32, clock)
+    files = FileService(kernels, settings)
     app = build(
         settings=settings,
         kernels=kernels,
-        executions=ExecutionService(kernels, clock, settings),
-        sessions=SessionService(kernels, store, clock),
+        executions=ExecutionService(kernels, clock, settings, audit),
+        sessions=SessionService(kernels, store, clock, audit),
+        files=files,
+        archives=ArchiveService(files, settings),
+        quotas=quotas,
+        audit=audit,
         authenticator=keys,
         metrics=metrics,
         clock=clock,
@@ -86,7 +101,7 @@ async def opened(*, specs: Any = None, **server: Any) -> AsyncIterator[Door]:
     tokens["root"] = (await keys.create("root", [Scope.ADMIN]))[0]
     tokens["reader"] = (await keys.create("alice", [Scope.KERNELS]))[0]
     async with TestClient(TestServer(app)) as client:
-        yield Door(app, client, host, store, clock, keys, metrics, tokens)
+        yield Door(app, client, host, store, clock, keys, metrics, quotas, tokens, audit)
 
 
 @pytest.fixture

@@ -25,7 +25,14 @@ def name(route: Route) -> str:
 def filled(route: Route, **values: str) -> str:
     """Return the route's path with its parameters filled in."""
     return route.path.format(
-        **{"kernel_id": MISSING, "session_id": MISSING, "name": "python3", "file": "x"} | values
+        **{
+            "kernel_id": MISSING,
+            "session_id": MISSING,
+            "name": "python3",
+            "file": "x",
+            "execution_id": "none",
+        }
+        | values
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,8 +62,8 @@ def test_process_of_another_uid_is_refused(sleeper: int) -> None:
 def test_process_with_no_new_privs_alone_is_refused() -> None:
     """One protection in force does not hide that the others are not."""
     with subprocess.Popen(["setpriv", "--no-new-privs", "sleep", "60"]) as program:
-        while b"setpriv" in Path(f"/proc/{program.pid}/cmdline").read_bytes():
-            pass
+        while not Path(f"/proc/{program.pid}/cmdline").read_bytes().startswith(b"sleep"):
+            time.sleep(0.005)
         message = refusal(program.pid, uid=os.getuid() or 1)
         program.kill()
 

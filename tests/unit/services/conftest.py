@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gateway.services.kernels import KernelService
+from gateway.services.quotas import Quotas
 from gateway.settings import KernelsSettings, Settings
-from tests.doubles import ManualClock, MemoryHost, MemoryStore, kernelspec
+from tests.doubles import ManualClock, MemoryAudit, MemoryHost, MemoryStore, kernelspec
 
 
 @pytest.fixture
@@ -28,6 +29,12 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
+def audit() -> MemoryAudit:
+    """A trail that takes everything."""
+    return MemoryAudit()
+
+
+@pytest.fixture
 def settings() -> Settings:
     """Settings with small quotas and one allowed name for the environment."""
     return Settings(
@@ -38,6 +45,8 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-def kernels(host: MemoryHost, store: MemoryStore, clock: ManualClock, settings: Settings) -> KernelService:
+def kernels(
+    host: MemoryHost, store: MemoryStore, clock: ManualClock, settings: Settings, audit: MemoryAudit
+) -> KernelService:
     """The kernel service over these."""
-    return KernelService(host, store, clock, settings)
+    return KernelService(host, store, clock, settings, Quotas(settings, store, clock), audit=audit)

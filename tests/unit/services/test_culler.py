@@ -11,7 +11,7 @@ from gateway.models import DeathReason, ExecutionState, Limits
 from gateway.protocol.messages import make
 from gateway.services.culler import Culler
 from gateway.settings import KernelsSettings, Settings
-from tests.doubles import MemoryKernel, principal
+from tests.doubles import MemoryAudit, MemoryKernel, principal
 
 ALICE = principal("alice")
 
@@ -27,9 +27,9 @@ class Socket:
 
 
 @pytest.fixture
-def culler(host, kernels, clock, settings) -> Culler:
+def culler(host, kernels, clock, settings, audit) -> Culler:
     """The culler with default settings."""
-    return Culler(host, kernels, clock, settings)
+    return Culler(host, kernels, clock, settings, audit)
 
 
 @pytest.fixture
@@ -108,7 +108,9 @@ async def test_connected_kernels_stay_unless_told(culler, host, kernels, kernel,
     await culler.sweep()
     assert host.removed == []
 
-    eager = Culler(host, kernels, clock, Settings(kernels=KernelsSettings(cull_connected=True)))
+    eager = Culler(
+        host, kernels, clock, Settings(kernels=KernelsSettings(cull_connected=True)), MemoryAudit()
+    )
     await eager.sweep()
     assert host.removed == [(kernel.id, DeathReason.CULLED)]
 
@@ -204,7 +206,9 @@ async def test_a_broken_store_keeps_no_kernel(culler, host, store, kernel, clock
 
 async def test_run_sweeps_until_cancelled(host, kernels, kernel, clock):
     """The loop looks at every interval."""
-    culler = Culler(host, kernels, clock, Settings(kernels=KernelsSettings(cull_interval_s=0.01)))
+    culler = Culler(
+        host, kernels, clock, Settings(kernels=KernelsSettings(cull_interval_s=0.01)), MemoryAudit()
+    )
     task = asyncio.create_task(culler.run())
     await asyncio.sleep(0.05)
     assert host.removed == []

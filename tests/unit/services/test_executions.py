@@ -18,10 +18,10 @@ ALICE, BOB = principal("alice"), principal("bob")
 
 
 @pytest.fixture
-def executions(kernels, clock):
+def executions(kernels, clock, audit):
     """The service, with a cap of 100 s and 8 KiB."""
     settings = Settings(executions=ExecutionsSettings(max_timeout_s=100, max_output_bytes=8192))
-    return ExecutionService(kernels, clock, settings)
+    return ExecutionService(kernels, clock, settings, audit)
 
 
 @pytest.fixture

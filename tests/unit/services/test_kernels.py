@@ -19,8 +19,9 @@ from gateway.errors import (
 )
 from gateway.models import DeathReason, Limits, Scope
 from gateway.services.kernels import KernelService
+from gateway.services.quotas import Quotas
 from gateway.settings import ExecutionsSettings, Settings
-from tests.doubles import MemoryHost, principal
+from tests.doubles import MemoryAudit, MemoryHost, principal
 
 ALICE, BOB = principal("alice"), principal("bob")
 ID = "0b8a35f6-9c1e-4c58-a2a1-5d2f6e7c8b9a"
@@ -50,14 +51,16 @@ async def test_unknown_spec_names_those_that_exist(kernels, host):
 async def test_settings_cap_the_profiles_limits(host, store, clock):
     """No kernel has a longer timeout or more output than the settings allow, nor more than its profile."""
     settings = Settings(executions=ExecutionsSettings(max_timeout_s=7, max_output_bytes=4096))
-    kernels = KernelService(host, store, clock, settings)
+    kernels = KernelService(host, store, clock, settings, Quotas(settings, store, clock), audit=MemoryAudit())
 
     handle = await kernels.create(ALICE)
     assert (handle.limits.timeout_s, handle.limits.output_bytes) == (7, 4096)
     assert handle.limits.max_timeout_s == 7
 
     small = MemoryHost(clock, limits=Limits(timeout_s=3, output_bytes=2048))
-    handle = await KernelService(small, store, clock, settings).create(ALICE)
+    handle = await KernelService(
+        small, store, clock, settings, Quotas(settings, store, clock), audit=MemoryAudit()
+    ).create(ALICE)
     assert (handle.limits.timeout_s, handle.limits.output_bytes) == (3, 2048)
 
 

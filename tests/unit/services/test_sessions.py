@@ -18,9 +18,9 @@ ADMIN = principal("root", Scope.ADMIN)
 
 
 @pytest.fixture
-def sessions(kernels, store, clock) -> SessionService:
+def sessions(kernels, store, clock, audit) -> SessionService:
     """The session service over the kernel service."""
-    return SessionService(kernels, store, clock)
+    return SessionService(kernels, store, clock, audit)
 
 
 async def create(sessions, path="a.ipynb", who=ALICE, **fields):

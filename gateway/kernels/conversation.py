@@ -1,0 +1,344 @@
+"""The conversation between a kernel and those who listen to it: who asked what, who gets which answer."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+
+from gateway.errors import LimitReached, NotFound
+from gateway.kernels import answers
+from gateway.kernels.advice import REFUSED, Advice
+from gateway.kernels.requests import Pending, Requests
+from gateway.models import (
+    DeathReason,
+    Execution,
+    ExecutionRecord,
+    ExecutionState,
+    ExecutionStatus,
+    Limits,
+    Message,
+    Origin,
+    timestamp,
+)
+from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
+from gateway.protocol.messages import MalformedMessage, content
+
+REMEMBERED_TIMEOUTS = 1000
+# how long an idle status is waited for that may have been lost with too large a message
+LATE_S = 0.5
+
+
+class Nobody:
+    """The subscriber of requests whose own has left, and of the gateway's own."""
+
+    def deliver(self, message: Message) -> None:
+        """Take a message and do nothing."""
+
+    def ended(self, reason: DeathReason) -> None:
+        """Take the news and do nothing."""
+
+
+NOBODY = Nobody()
+
+
+class Conversation:
+    """Routes one kernel's messages. It outlives the kernel's runs: every request is answered, come what may.
+
+    `transmit` sends a message to the kernel of the moment; `on_overrun` is called for an execution whose
+    time is over.
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel_id: str,
+        owner: str,
+        limits: Limits,
+        session: str,
+        max_pending: int,
+        clock: Clock,
+        observer: ExecutionObserver,
+        gate: ExecutionGate,
+        audit: Audit,
+        advice: Advice,
+        transmit: Callable[[Message], None],
+        on_overrun: Callable[[Pending], None],
+    ) -> None:
+        self._kernel_id = kernel_id
+        self._owner = owner
+        self._limits = limits
+        self._session = session
+        self._max_pending = max_pending
+        self._clock = clock
+        self._observer = observer
+        self._gate = gate
+        self._audit = audit
+        self._advice = advice
+        self._transmit = transmit
+        self._on_overrun = on_overrun
+        self._requests = Requests(on_release=self._release, on_deadline=self._deadline, on_done=self._record)
+        self._subscribers: dict[Subscriber, bool] = {}
+        self._timed_out: deque[str] = deque(maxlen=REMEMBERED_TIMEOUTS)
+        self.executions = 0
+        self.active_at = clock.monotonic()
+        self.last_activity = clock.now()
+
+    @property
+    def connections(self) -> int:
+        """How many client sockets are attached."""
+        return sum(self._subscribers.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether the kernel has work."""
+        return self._requests.busy
+
+    def timed_out(self, msg_id: str) -> bool:
+        """Tell whether this execution was interrupted by its deadline."""
+        return msg_id in self._timed_out
+
+    def pending(self, msg_id: str) -> Pending:
+        """Return an execution that has not ended. Raises NotFound."""
+        pending = self._requests.get(msg_id)
+        if pending is None or not pending.executes:
+            raise NotFound(f"Execution does not exist: {msg_id}")
+        return pending
+
+    def listing(self) -> list[Execution]:
+        """List the executions that have not ended, oldest first; the gateway's own are left out."""
+        now = self._clock.monotonic()
+        return [
+            Execution(
+                id=pending.message.msg_id,
+                kernel_id=self._kernel_id,
+                state="queued" if pending.held else "running",
+                timeout_s=pending.timeout_s or 0,
+                asked_at=timestamp(self._clock.now() - timedelta(seconds=now - pending.asked)),
+            )
+            for pending in self._requests
+            if pending.executes and pending.origin is not None
+        ]
+
+    def attach(self, subscriber: Subscriber, *, counts: bool) -> None:
+        """Deliver messages to a subscriber from now on."""
+        self._subscribers[subscriber] = counts
+
+    def detach(self, subscriber: Subscriber) -> None:
+        """Stop delivering to a subscriber; what it asked goes on within its deadline."""
+        self._subscribers.pop(subscriber, None)
+        self._requests.disown(subscriber, NOBODY)
+
+    def say_ended(self, reason: DeathReason) -> None:
+        """Tell everybody that the kernel is gone for good."""
+        for subscriber in list(self._subscribers):
+            subscriber.ended(reason)
+        self._subscribers.clear()
+
+    # -- requests -----------------------------------------------------------------------------------------
+
+    def send(
+        self, message: Message, subscriber: Subscriber, *, timeout_s: float | None, origin: Origin | None
+    ) -> None:
+        """Take a client's message.
+
+        Raises:
+            LimitReached: too many wait, or a quota is used up.
+            AuditUnavailable: an execution's record could not be kept.
+        """
+        if message.channel == "stdin":
+            self._transmit(message)
+            return
+        if len(self._requests) >= self._max_pending or self._requests.get(message.msg_id):
+            raise LimitReached("Too many requests are waiting for this kernel.", retry_after_s=1)
+        deadline_s = None
+        if message.msg_type == "execute_request":
+            self._audit.admit()
+            self._gate.admit(self._owner, self._kernel_id)
+            if self._advised_against(message, subscriber, origin):
+                self._gate.release(self._owner, self._kernel_id, 0)
+                return
+            deadline_s = min(timeout_s or self._limits.timeout_s, self._limits.max_timeout_s)
+            self.executions += 1
+            self.touch()
+        aside = answers.in_subshell(message)
+        self._requests.add(Pending(message, subscriber, deadline_s, origin, self._clock.monotonic(), aside))
+
+    def _advised_against(self, message: Message, subscriber: Subscriber, origin: Origin | None) -> bool:
+        """Warn of an execution or answer it in the kernel's place, as the profile's policy has it."""
+        verdict, text = self._advice.on(message, origin)
+        if verdict == "warn":
+            self.notice(text, message)
+        elif verdict == "reject":
+            for answer in answers.for_policy(message, REFUSED, text, self._session):
+                self._deliver(answer, subscriber)
+        return verdict == "reject"
+
+    def probe(self, message: Message) -> None:
+        """Ask something on behalf of an adopted kernel's former clients: it is timed like an execution."""
+        self._requests.add(Pending(message, NOBODY, self._limits.timeout_s, None, self._clock.monotonic()))
+
+    def refuse(self, message: Message, subscriber: Subscriber, reason: DeathReason) -> None:
+        """Answer a request in place of a dead kernel."""
+        text = answers.explain(reason, self._limits)
+        for answer in answers.for_dead(message, reason, text, self._session):
+            self._deliver(answer, subscriber)
+
+    def refuse_all(self, reason: DeathReason) -> None:
+        """Answer all that is pending in place of a kernel that died."""
+        for pending in self._requests.drain():
+            pending.reason = DeathReason.TIMEOUT if pending.timed_out else reason
+            self.refuse(pending.message, pending.subscriber, pending.reason)
+            self._record(pending)
+
+    def cancel(self, pending: Pending) -> None:
+        """Answer an execution that the kernel has not seen, as aborted."""
+        pending.status = ExecutionStatus.ABORTED
+        for answer in answers.aborted(pending.message, self._session):
+            self._deliver(answer, pending.subscriber)
+        self._requests.done(pending)
+
+    def open(self) -> None:
+        """Pass requests on: there is a kernel that answers."""
+        self.touch()
+        self._requests.open()
+
+    def close(self) -> None:
+        """Hold requests: there is none for now."""
+        self._requests.close()
+
+    def freeze(self) -> None:
+        """Stop the clocks of all deadlines."""
+        self._requests.freeze()
+
+    def thaw(self) -> None:
+        """Let the clocks go on."""
+        self._requests.thaw()
+
+    def drop(self) -> None:
+        """Forget everything without an answer: another gateway will take the kernel over."""
+        self._requests.drain()
+
+    # -- messages -----------------------------------------------------------------------------------------
+
+    def receive(self, message: Message) -> None:
+        """Route one checked message of the kernel's; called by the channels' readers."""
+        pending = self._requests.get(message.parent_id) if message.parent_id else None
+        if pending and pending.executes:
+            self.touch()
+        if message.channel == "iopub":
+            self.broadcast(message)
+            if pending:
+                pending.output_bytes += message.size
+                if message.msg_type == "status":
+                    self._note_status(message, pending)
+        elif pending:
+            pending.subscriber.deliver(answers.timed_out(message) if pending.timed_out else message)
+            if message.channel == pending.message.channel:
+                self._note_reply(message, pending)
+
+    def lost(self) -> None:
+        """Say that output was lost to its size, and be idle for those requests whose idle went with it."""
+        parent = next((pending.message for pending in self._requests), None)
+        self.notice("A message was too large and was dropped, with output around it.", parent)
+        for pending in self._requests:
+            pending.lost = True
+            if pending.replied:
+                self._presume_idle_soon(pending)
+
+    def broadcast(self, message: Message) -> None:
+        """Deliver an iopub message to everybody."""
+        for subscriber in list(self._subscribers):
+            subscriber.deliver(message)
+
+    def notice(self, text: str, parent: Message | None) -> None:
+        """Say a line on stderr to everybody."""
+        self.broadcast(answers.notice(text, parent, self._session))
+
+    def say_state(self, state: ExecutionState) -> None:
+        """Tell everybody a change of the kernel's state that the kernel itself cannot tell."""
+        self.broadcast(answers.status(state, None, self._session))
+
+    def touch(self) -> None:
+        """Note activity of a user's."""
+        self.active_at = self._clock.monotonic()
+        self.last_activity = self._clock.now()
+
+    def _deliver(self, message: Message, subscriber: Subscriber) -> None:
+        if message.channel == "iopub":
+            self.broadcast(message)
+            if subscriber in self._subscribers:
+                return
+        subscriber.deliver(message)
+
+    def _release(self, pending: Pending) -> None:
+        try:
+            self._transmit(pending.message)
+        except LimitReached as error:
+            for answer in answers.for_limit(pending.message, error.message, self._session):
+                self._deliver(answer, pending.subscriber)
+            self._requests.done(pending)
+
+    def _deadline(self, pending: Pending) -> None:
+        self._timed_out.append(pending.message.msg_id)
+        self._on_overrun(pending)
+
+    def _note_status(self, message: Message, pending: Pending) -> None:
+        try:
+            state = content(message).get("execution_state")
+        except MalformedMessage:
+            return
+        if state == "busy":
+            self._requests.begun(pending)
+        elif state == "idle":
+            self._requests.idle(pending)
+
+    def _note_reply(self, message: Message, pending: Pending) -> None:
+        if pending.executes:
+            pending.status = answers.status_of(message)
+            failed = pending.status in {ExecutionStatus.ERROR, ExecutionStatus.INTERRUPTED}
+            if failed and answers.stops_on_error(pending.message):
+                # as the kernel would abort what waits in its own queue
+                for held in self._requests.held_executions():
+                    self.cancel(held)
+        self._requests.replied(pending)
+        if pending.lost and not pending.over.is_set():
+            self._presume_idle_soon(pending)
+
+    def _presume_idle_soon(self, pending: Pending) -> None:
+        """Be idle in the kernel's place for a request that was replied to, unless its idle is only late."""
+
+        def presume() -> None:
+            if not pending.over.is_set():
+                self.broadcast(answers.status(ExecutionState.IDLE, pending.message, self._session))
+                self._requests.idle(pending)
+
+        asyncio.get_running_loop().call_later(LATE_S, presume)
+
+    def _record(self, pending: Pending) -> None:
+        """Tell of an execution that has ended; the gateway's own requests have no origin."""
+        if pending.message.msg_type == "execute_request":
+            self._gate.release(self._owner, self._kernel_id, pending.output_bytes)
+        if not pending.executes or pending.origin is None:
+            return
+        if pending.timed_out:
+            pending.status, pending.reason = ExecutionStatus.TIMEOUT, DeathReason.TIMEOUT
+        duration_s = self._clock.monotonic() - pending.asked
+        code = answers.code_of(pending.message)
+        self._observer.ended(
+            ExecutionRecord(
+                id=pending.message.msg_id,
+                kernel_id=self._kernel_id,
+                owner=self._owner,
+                origin=pending.origin,
+                code_sha256=hashlib.sha256(code.encode("utf-8", "surrogatepass")).hexdigest(),
+                code=code,
+                status=pending.status,
+                reason=pending.reason,
+                started_at=self._clock.now() - timedelta(seconds=duration_s),
+                duration_s=duration_s,
+                output_bytes=pending.output_bytes,
+            )
+        )
