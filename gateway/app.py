@@ -32,6 +32,7 @@ from gateway.sandbox.link import WardenLink
 from gateway.sandbox.profile import load_profiles, profile_dirs
 from gateway.sandbox.wire import WardenFacts
 from gateway.services.archives import ArchiveService
+from gateway.services.artifacts import ArtifactService
 from gateway.services.culler import Culler
 from gateway.services.executions import ExecutionService
 from gateway.services.files import FileService
@@ -39,6 +40,7 @@ from gateway.services.kernels import KernelService
 from gateway.services.meter import Meter
 from gateway.services.quotas import Quotas
 from gateway.services.sessions import SessionService
+from gateway.services.workspaces import WorkspaceService
 from gateway.settings import Settings
 from gateway.store import SqlStore
 from gateway.telemetry import ExecutionLog, Metrics
@@ -101,7 +103,7 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
         stack.push_async_callback(cancel, culler)
         meter = asyncio.create_task(Meter(host, kernels, quotas, clock).run())
         stack.push_async_callback(cancel, meter)
-        files = FileService(kernels, settings)
+        files = FileService(kernels, settings, audit)
         application = http_app.build(
             settings=settings,
             kernels=kernels,
@@ -109,6 +111,8 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
             sessions=SessionService(kernels, store, clock, audit),
             files=files,
             archives=ArchiveService(files, settings),
+            artifacts=ArtifactService(files),
+            workspaces=WorkspaceService(host, settings, quotas, audit),
             quotas=quotas,
             audit=audit,
             authenticator=await credentials(settings, KeyRing(store, pepper, clock), clock, stack),
@@ -175,8 +179,13 @@ def make_host(
         metrics.dropped_messages.labels("malformed").inc()
         log.debug("a kernel's message was dropped", channel=channel, why=why)
 
-    link = WardenLink(settings.warden_socket, keep_s=settings.sandbox.keep_s if keep else 0.0)
-    kernels = settings.kernels
+    kernels, sandbox = settings.kernels, settings.sandbox
+    link = WardenLink(
+        settings.warden_socket,
+        keep_s=sandbox.keep_s if keep else 0.0,
+        answer_s=sandbox.answer_timeout_s,
+        start_s=sandbox.start_timeout_s,
+    )
     catalogue = SpecCatalogue(kernels)
     catalogue.specs()  # a wrong one shows in the log now, and not at somebody's first request
     return LocalKernelHost(

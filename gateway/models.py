@@ -99,7 +99,10 @@ class Limits(Frozen):
     interrupt_grace_s: float = Field(2.0, ge=0, le=60, description="Wait between interrupt and kill.")
     idle_timeout_s: float | None = Field(3600.0, gt=0, description="Idle seconds before culling.")
     max_lifetime_s: float | None = Field(86_400.0, gt=0, description="Seconds before the kernel is ended.")
-    output_bytes: int = Field(10 << 20, ge=1024, description="Output kept for one REST execution.")
+    relay_bytes: int = Field(
+        512 << 20, ge=1 << 20, description="Output of one execution that clients are sent; then its tail."
+    )
+    output_bytes: int = Field(4 << 20, ge=1024, description="Output kept for one REST execution.")
 
 
 class KernelSpec(Frozen):
@@ -132,6 +135,7 @@ class Kernel(Model):
     executions: int
     paused: bool = False
     limits: Limits
+    workspace: str | None = None
 
 
 class Usage(Model):
@@ -156,6 +160,24 @@ class Execution(Model):
     asked_at: str
 
 
+class WorkspaceChoice(Frozen):
+    """A home that persists: its name, what it may hold when it is made, and what all of its owner's may."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    size_bytes: int
+    inodes: int
+    budget_bytes: int | None = None
+
+
+class WorkspaceFacts(Model):
+    """A workspace as the API shows it; sizes are None where workspaces are plain directories."""
+
+    name: str
+    size_bytes: int | None
+    used_bytes: int | None
+    in_use: bool
+
+
 class KernelRecord(Frozen):
     """What the store keeps of a kernel, for the next gateway to adopt it."""
 
@@ -166,6 +188,7 @@ class KernelRecord(Frozen):
     limits: Limits
     env: Mapping[str, str] = Field(default_factory=dict)
     secret_names: tuple[str, ...] = Field((), description="Secrets that it was started with; never values.")
+    workspace: WorkspaceChoice | None = None
 
 
 class SessionRecord(Frozen):
@@ -210,6 +233,7 @@ class ExecuteRequest(Model):
     silent: bool = False
     store_history: bool = True
     stop_on_error: bool = True
+    artifacts: bool = Field(False, description="List the files that the execution made or changed.")
 
 
 class ExecutionError(Model):
@@ -231,6 +255,23 @@ class ExecutionStatus(StrEnum):
     DEAD = "dead"
 
 
+class Artifact(Model):
+    """A file that was made or changed; `sha256` is None where there were too many bytes to read."""
+
+    path: str
+    href: str
+    size: int
+    change: Literal["made", "changed"]
+    sha256: str | None
+
+
+class Artifacts(Model):
+    """What an execution left in the home; `truncated` says that not all was looked at, or listed."""
+
+    files: list[Artifact]
+    truncated: bool
+
+
 class ExecutionResult(Model):
     """What one execution gave. `outputs` are nbformat 4 outputs; `reason` names a kernel's death."""
 
@@ -243,6 +284,7 @@ class ExecutionResult(Model):
     execution_count: int | None = None
     duration_s: float
     truncated: bool = False
+    artifacts: Artifacts | None = None
 
 
 Door = Literal["rest", "websocket", "gateway", "cli"]
@@ -294,7 +336,6 @@ class AuditAction(StrEnum):
     SESSION_DELETE = "session.delete"
     KEY_CREATE = "key.create"
     KEY_REVOKE = "key.revoke"
-    FILE_READ = "file.read"
     FILE_WRITE = "file.write"
     FILE_DELETE = "file.delete"
     AUTH_REFUSED = "auth.refused"

@@ -29,6 +29,8 @@ from gateway.models import (
     Usage,
     UsageDay,
     Walk,
+    WorkspaceChoice,
+    WorkspaceFacts,
 )
 
 
@@ -320,6 +322,7 @@ class KernelHost(Protocol):
         env: Mapping[str, str],
         secrets: Mapping[str, SecretStr],
         limits: Limits,
+        workspace: WorkspaceChoice | None = None,
     ) -> KernelHandle:
         """Start a kernel and wait until it answers; `secrets` are kept in memory alone.
 
@@ -328,6 +331,14 @@ class KernelHost(Protocol):
             KernelStartFailed: the kernel did not come up in its cell.
             LimitReached: this host runs as many kernels as it may.
         """
+        ...
+
+    async def workspaces(self, owner: str) -> Sequence[WorkspaceFacts]:
+        """Return an owner's workspaces by name."""
+        ...
+
+    async def delete_workspace(self, owner: str, name: str) -> None:
+        """Delete a workspace. Raises NotFound, and Conflict while a kernel has it."""
         ...
 
     def get(self, kernel_id: str) -> KernelHandle | None:

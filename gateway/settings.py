@@ -83,7 +83,9 @@ class ServerSettings(Group):
     header_timeout_s: float = Field(
         10.0, gt=0, description="Seconds for a TLS handshake, and for a whole head."
     )
-    body_timeout_s: float = Field(60.0, gt=0, description="Seconds for a whole request body.")
+    body_timeout_s: float = Field(
+        60.0, gt=0, description="Seconds for a request body; uploads: one more per 64 KiB."
+    )
     keepalive_s: float = Field(75.0, gt=0, description="Seconds that an idle connection stays open.")
     tls: TlsSettings = Field(default_factory=TlsSettings, description="The gateway's own TLS.")
 
@@ -115,6 +117,9 @@ class SandboxSettings(Group):
         False, description="Refuse to start where cells cannot have control groups of their own."
     )
     start_timeout_s: float = Field(20.0, gt=0, description="Seconds for a cell to come up and be proved.")
+    answer_timeout_s: float = Field(
+        10.0, gt=0, description="Seconds for the warden to answer; a start has `start_timeout_s` besides."
+    )
     keep_s: float = Field(
         60.0, ge=0, description="Seconds that cells outlive their gateway; 0 ends them at once."
     )
@@ -141,7 +146,7 @@ class KernelsSettings(Group):
     )
     start_queue_s: float = Field(30.0, ge=0, description="Longest wait for that turn; then 429.")
     max_pending: int = Field(1000, ge=1, description="Requests waiting for one kernel; more are refused.")
-    max_message_bytes: int = Field(32 << 20, ge=1 << 20, description="Largest message taken from a kernel.")
+    max_message_bytes: int = Field(16 << 20, ge=1 << 20, description="Largest message taken from a kernel.")
     cull_interval_s: float = Field(5.0, gt=0, description="Seconds between looks at idle and old kernels.")
     cull_connected: bool = Field(False, description="Cull idle kernels that still have a socket attached.")
     env_allowed: tuple[str, ...] = Field(
@@ -168,6 +173,10 @@ class FilesSettings(Group):
     max_edit_bytes: int = Field(8 << 20, ge=1024, description="Largest file that is edited in place.")
     max_entries: int = Field(10_000, ge=1, le=20_000, description="Entries of one listing or archive.")
     max_archive_bytes: int = Field(1 << 30, ge=1024, description="What one archive may hold, unpacked.")
+    workspace_bytes: int = Field(
+        256 << 20, ge=16 << 20, description="What a workspace may hold; given when it is made."
+    )
+    workspace_inodes: int = Field(20_000, ge=64, description="Files and directories in it, likewise.")
     max_transfers: int = Field(
         8, ge=1, description="Uploads and downloads of one principal at the same time; more is 429."
     )

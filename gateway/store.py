@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datetime import date
 
 USAGE_KEPT_DAYS = 31
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 T = TypeVar("T")
 Record = TypeVar("Record", bound=Frozen)
@@ -92,6 +92,7 @@ kernels = sa.Table(
     sa.Column("limits", sa.JSON, nullable=False),
     sa.Column("env", sa.JSON, nullable=False),
     sa.Column("secret_names", sa.JSON, nullable=False),
+    sa.Column("workspace", sa.JSON(none_as_null=True)),
 )
 
 sessions = sa.Table(
@@ -135,6 +136,7 @@ usage_days = sa.Table(
 # What brings a store of the version before to the version that is the key; new tables are made anyway.
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE kernels ADD COLUMN secret_names JSON NOT NULL DEFAULT '[]'",),
+    3: ("ALTER TABLE kernels ADD COLUMN workspace JSON",),
 }
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date
 
+    from gateway.models import WorkspaceChoice, WorkspaceFacts
     from gateway.ports import Clock, ExecutionGate, KernelHandle, KernelHost, Store, Subscriber
 
 
@@ -417,6 +418,7 @@ class MemoryHost:
         env: Mapping[str, str],
         secrets: Mapping[str, SecretStr],
         limits: Limits,
+        workspace: WorkspaceChoice | None = None,  # noqa: ARG002
     ) -> KernelHandle:
         """Start a kernel after a turn of the loop, or when `hold` is set."""
         self.starts += 1
@@ -429,6 +431,14 @@ class MemoryHost:
         kernel.secrets = dict(secrets)
         self.kernels[kernel_id] = kernel
         return kernel
+
+    async def workspaces(self, owner: str) -> Sequence[WorkspaceFacts]:  # noqa: ARG002
+        """Return none: what is in memory does not persist."""
+        return []
+
+    async def delete_workspace(self, owner: str, name: str) -> None:  # noqa: ARG002
+        """Refuse: there is none."""
+        raise NotFound(f"There is no workspace '{name}'.")
 
     def get(self, kernel_id: str) -> KernelHandle | None:
         """Return a kernel by id."""

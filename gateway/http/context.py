@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from gateway.http.sockets import Sockets
     from gateway.ports import Audit, Authenticator, Clock
     from gateway.services.archives import ArchiveService
+    from gateway.services.artifacts import ArtifactService
     from gateway.services.executions import ExecutionService
     from gateway.services.files import FileService
     from gateway.services.kernels import KernelService
     from gateway.services.quotas import Quotas
     from gateway.services.sessions import SessionService
+    from gateway.services.workspaces import WorkspaceService
     from gateway.settings import Settings
     from gateway.telemetry import Metrics
 
@@ -40,6 +42,8 @@ class Context:
     sessions: SessionService
     files: FileService
     archives: ArchiveService
+    artifacts: ArtifactService
+    workspaces: WorkspaceService
     quotas: Quotas
     audit: Audit
     authenticator: Authenticator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from aiohttp import hdrs, web
 
-from gateway.errors import BadRequest, PayloadTooLarge, RangeNotSatisfiable
+from gateway.errors import BadRequest, PayloadTooLarge, RangeNotSatisfiable, RequestTimeout
 from gateway.http.bodies import read_model
 from gateway.http.context import context, principal, reply
 from gateway.http.file_views import FileChange, FileList, FileView
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 MAX_DEPTH = 64
+SLOWEST_BYTES_S = 64 << 10  # of an upload, once its time is over
 
 
 def path_of(request: web.Request) -> str:
@@ -185,10 +187,19 @@ def check_length(request: web.Request, most: int) -> None:
 
 
 async def body_of(request: web.Request) -> AsyncIterator[bytes]:
-    """Yield the body as it comes, in pieces of a good size."""
+    """Yield the body as it comes, in pieces of a good size. Raises BadRequest, RequestTimeout."""
+    loop, taken = asyncio.get_running_loop(), 0
+    latest = loop.time() + context(request).settings.server.body_timeout_s
     try:
-        async for piece in request.content.iter_chunked(PIECE):
+        while True:
+            async with asyncio.timeout_at(latest + taken / SLOWEST_BYTES_S):
+                piece = await request.content.read(PIECE)
+            if not piece:
+                return
+            taken += len(piece)
             yield piece
+    except TimeoutError as error:
+        raise RequestTimeout("The body arrives too slowly (server.body_timeout_s).") from error
     except web.RequestPayloadError as error:
         raise BadRequest("The body does not arrive as its headers say.") from error
 

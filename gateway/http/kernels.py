@@ -19,6 +19,9 @@ async def list_kernels(request: web.Request) -> web.Response:
 async def create_kernel(request: web.Request) -> web.Response:
     """Start a kernel."""
     wanted = await read_model(request, KernelCreate)
+    workspace = None
+    if wanted.workspace is not None:
+        workspace = context(request).workspaces.choose(principal(request), wanted.workspace)
     handle = await context(request).kernels.create(
         principal(request),
         name=wanted.name,
@@ -26,6 +29,7 @@ async def create_kernel(request: web.Request) -> web.Response:
         secrets=wanted.secrets,
         kernel_id=wanted.kernel_id,
         limits=wanted.limits,
+        workspace=workspace,
     )
     left = context(request).quotas.allowance(handle.owner, "starts_per_minute")
     return reply(handle.model(), status=201, location=f"/api/kernels/{handle.id}", allowance=left)
@@ -74,9 +78,12 @@ async def kernel_usage(request: web.Request) -> web.Response:
 
 async def execute(request: web.Request) -> web.Response:
     """Execute code in a kernel and answer with everything that came of it."""
+    ctx, who, kernel_id = context(request), principal(request), request.match_info["kernel_id"]
     wanted = await read_model(request, ExecuteRequest)
-    result = await context(request).executions.run(
-        principal(request), request.match_info["kernel_id"], wanted, origin=origin(request, "rest")
-    )
-    left = context(request).quotas.allowance(principal(request).name, "executions_per_minute")
+    before = await ctx.artifacts.look(who, kernel_id) if wanted.artifacts else None
+    result = await ctx.executions.run(who, kernel_id, wanted, origin=origin(request, "rest"))
+    if before is not None:
+        artifacts = await ctx.artifacts.since(who, kernel_id, before)
+        result = result.model_copy(update={"artifacts": artifacts})
+    left = ctx.quotas.allowance(who.name, "executions_per_minute")
     return reply(result, allowance=left)

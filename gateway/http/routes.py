@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from aiohttp import hdrs, web
 
-from gateway.http import archives, channels, executions, files, kernels, kernelspecs, server, sessions
+from gateway.http import (
+    archives,
+    channels,
+    executions,
+    files,
+    kernels,
+    kernelspecs,
+    server,
+    sessions,
+    workspaces,
+)
 from gateway.http.access import ADMIN, PRINCIPAL, PUBLIC, Access, owner
 from gateway.http.file_views import FileChange, FileList, FileView, UnpackedView
 from gateway.http.views import (
@@ -25,6 +36,7 @@ from gateway.http.views import (
     Status,
     Version,
 )
+from gateway.http.workspaces import WorkspaceList
 from gateway.models import ExecuteRequest, ExecutionResult, Kernel, Scope, Usage
 
 if TYPE_CHECKING:
@@ -55,7 +67,7 @@ class Route:
     @property
     def pattern(self) -> str:
         """Return the path as the router takes it: a final `{path}` may hold slashes."""
-        return f"{self.path.removesuffix('{path}')}{{path:(?s:.+)}}" if self.path.endswith("{path}") else self.path
+        return re.sub(r"\{path\}$", "{path:(?s:.+)}", self.path)
 
 
 CHANNELS = Route(
@@ -327,6 +339,24 @@ ROUTES: tuple[Route, ...] = (
         {204: None},
         "files",
         query={"recursive": "true removes a directory with all that is in it."},
+    ),
+    Route(
+        "GET",
+        "/api/workspaces",
+        workspaces.list_workspaces,
+        PRINCIPAL,
+        "List the caller's workspaces: homes that persist between kernels.",
+        {200: WorkspaceList},
+        "files",
+    ),
+    Route(
+        "DELETE",
+        "/api/workspaces/{name}",
+        workspaces.delete_workspace,
+        PRINCIPAL,
+        "Delete a workspace of the caller's.",
+        {204: None},
+        "files",
     ),
     CHANNELS,
     Route(

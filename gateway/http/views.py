@@ -33,6 +33,9 @@ class KernelCreate(Lenient):
     limits: dict[str, StrictInt | StrictFloat] | None = Field(
         None, description="Limits lower than the profile's."
     )
+    workspace: str | None = Field(
+        None, max_length=128, description="A home of the caller's that persists; made when it is new."
+    )
 
 
 class KernelChoice(Lenient):

@@ -108,6 +108,15 @@ def for_limit(request: Message, text: str, session: str) -> list[Message]:
     return [reply, status(ExecutionState.IDLE, request, session)]
 
 
+def state_of(status: Message) -> str | None:
+    """Return the execution state that a status message tells; None where it cannot be read."""
+    try:
+        state = content(status).get("execution_state")
+    except MalformedMessage:
+        return None
+    return state if isinstance(state, str) else None
+
+
 def code_of(request: Message) -> str:
     """Return the code of an execute_request; empty where it has none."""
     try:

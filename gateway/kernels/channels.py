@@ -39,7 +39,7 @@ def make_context(max_sockets: int, max_message_bytes: int) -> zmq.Context[zmq.So
     context.setsockopt(zmq.RECONNECT_IVL, -1)
     context.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
     # few, since each may be as large as a message may be: the rest waits in the cell, at its expense
-    context.setsockopt(zmq.RCVHWM, 16)
+    context.setsockopt(zmq.RCVHWM, 2)
     context.setsockopt(zmq.SNDHWM, 1000)
     return context
 
@@ -129,6 +129,8 @@ class KernelChannels:
     def _watch(self) -> None:
         self._monitor = self._sockets["iopub"].get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self._loop.add_reader(self._monitor.fileno(), self._disconnected, self._monitor)
+        # a socket tells of news only to who has looked and found none
+        self._loop.call_soon(self._disconnected, self._monitor)
 
     def _unwatch(self) -> None:
         if self._monitor:

@@ -11,6 +11,7 @@ from datetime import timedelta
 from gateway.errors import LimitReached, NotFound
 from gateway.kernels import answers
 from gateway.kernels.advice import REFUSED, Advice
+from gateway.kernels.overflow import Overflow
 from gateway.kernels.requests import Pending, Requests
 from gateway.models import (
     DeathReason,
@@ -24,7 +25,6 @@ from gateway.models import (
     timestamp,
 )
 from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
-from gateway.protocol.messages import MalformedMessage, content
 
 REMEMBERED_TIMEOUTS = 1000
 # how long an idle status is waited for that may have been lost with too large a message
@@ -164,7 +164,9 @@ class Conversation:
             self.executions += 1
             self.touch()
         aside = answers.in_subshell(message)
-        self._requests.add(Pending(message, subscriber, deadline_s, origin, self._clock.monotonic(), aside))
+        pending = Pending(message, subscriber, deadline_s, origin, self._clock.monotonic(), aside)
+        pending.overflow = Overflow(self._limits.relay_bytes) if deadline_s else None
+        self._requests.add(pending)
 
     def _advised_against(self, message: Message, subscriber: Subscriber, origin: Origin | None) -> bool:
         """Warn of an execution or answer it in the kernel's place, as the profile's policy has it."""
@@ -190,6 +192,7 @@ class Conversation:
         """Answer all that is pending in place of a kernel that died."""
         for pending in self._requests.drain():
             pending.reason = DeathReason.TIMEOUT if pending.timed_out else reason
+            self._say_rest(pending)
             self.refuse(pending.message, pending.subscriber, pending.reason)
             self._record(pending)
 
@@ -229,11 +232,10 @@ class Conversation:
         if pending and pending.executes:
             self.touch()
         if message.channel == "iopub":
-            self.broadcast(message)
-            if pending:
-                pending.output_bytes += message.size
-                if message.msg_type == "status":
-                    self._note_status(message, pending)
+            if pending is None:
+                self.broadcast(message)
+            else:
+                self._receive_iopub(message, pending)
         elif pending:
             pending.subscriber.deliver(answers.timed_out(message) if pending.timed_out else message)
             if message.channel == pending.message.channel:
@@ -285,15 +287,26 @@ class Conversation:
         self._timed_out.append(pending.message.msg_id)
         self._on_overrun(pending)
 
-    def _note_status(self, message: Message, pending: Pending) -> None:
-        try:
-            state = content(message).get("execution_state")
-        except MalformedMessage:
-            return
+    def _receive_iopub(self, message: Message, pending: Pending) -> None:
+        pending.output_bytes += message.size
+        state = answers.state_of(message) if message.msg_type == "status" else None
+        if state == "idle":
+            self._say_rest(pending)
+        if pending.overflow is None or pending.overflow.passes(message):
+            self.broadcast(message)
         if state == "busy":
             self._requests.begun(pending)
         elif state == "idle":
             self._requests.idle(pending)
+
+    def _say_rest(self, pending: Pending) -> None:
+        """Send the mark and the tail of an execution that sent more than is passed on."""
+        if pending.overflow:
+            cut, tail = pending.overflow.end()
+            if cut:
+                self.notice(f"{cut} bytes of output were cut here.", pending.message)
+            for message in tail:
+                self.broadcast(message)
 
     def _note_reply(self, message: Message, pending: Pending) -> None:
         if pending.executes:
@@ -312,6 +325,7 @@ class Conversation:
 
         def presume() -> None:
             if not pending.over.is_set():
+                self._say_rest(pending)
                 self.broadcast(answers.status(ExecutionState.IDLE, pending.message, self._session))
                 self._requests.idle(pending)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -158,6 +159,11 @@ class CellFiles:
             if error.reason == "no_cell":
                 raise KernelDead("The kernel's cell is gone, and its home with it.") from None
             raise
+
+
+def owner_hash(owner: str) -> str:
+    """Return what stands for an owner on the disk."""
+    return hashlib.sha256(owner.encode()).hexdigest()[:32]
 
 
 def checked(path: str) -> str:

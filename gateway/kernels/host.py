@@ -10,6 +10,7 @@ import structlog
 from pydantic import SecretStr
 
 from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
+from gateway.kernels.files import owner_hash
 from gateway.kernels.kernel import LocalKernel
 from gateway.kernels.running import Wiring
 from gateway.kernels.specs import SpecCatalogue
@@ -21,6 +22,8 @@ from gateway.models import (
     KernelRecord,
     KernelSpec,
     Limits,
+    WorkspaceChoice,
+    WorkspaceFacts,
 )
 from gateway.policy import CodePolicy
 from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver
@@ -85,6 +88,7 @@ class LocalKernelHost:
         env: Mapping[str, str],
         secrets: Mapping[str, SecretStr],
         limits: Limits,
+        workspace: WorkspaceChoice | None = None,
     ) -> LocalKernel:
         """Start a kernel and wait until it answers; see `ports.KernelHost.start`."""
         if len(self._kernels) >= self._settings.max_kernels:
@@ -98,6 +102,7 @@ class LocalKernelHost:
                 limits=limits,
                 env=env,
                 secret_names=tuple(secrets),
+                workspace=workspace,
             ),
             spec,
             secrets,
@@ -118,6 +123,14 @@ class LocalKernelHost:
     async def warden(self) -> WardenFacts:
         """Return what this machine's warden is. Raises SandboxUnavailable."""
         return await self._wiring.link.facts()
+
+    async def workspaces(self, owner: str) -> Sequence[WorkspaceFacts]:
+        """Return an owner's workspaces by name."""
+        return await self._wiring.link.workspaces(owner_hash(owner))
+
+    async def delete_workspace(self, owner: str, name: str) -> None:
+        """Delete a workspace. Raises NotFound, Conflict while a kernel has it."""
+        await self._wiring.link.delete_workspace(owner_hash(owner), name)
 
     def get(self, kernel_id: str) -> LocalKernel | None:
         """Return a kernel by id."""
@@ -191,6 +204,7 @@ class LocalKernelHost:
             secrets=secrets,
             secret_names=record.secret_names,
             limits=record.limits,
+            workspace=record.workspace,
             created_at=record.created_at,
             wiring=self._wiring,
             clock=self._clock,

@@ -11,10 +11,10 @@ from typing import Any
 import structlog
 from pydantic import SecretStr
 
-from gateway.errors import Conflict, GatewayError, KernelDead, KernelStartFailed
+from gateway.errors import Conflict, GatewayError, KernelDead, KernelStartFailed, SandboxUnavailable
 from gateway.kernels.advice import Advice
 from gateway.kernels.conversation import Conversation
-from gateway.kernels.files import CellFiles
+from gateway.kernels.files import CellFiles, owner_hash
 from gateway.kernels.requests import Pending
 from gateway.kernels.running import RunningCell, Wiring
 from gateway.models import (
@@ -29,12 +29,13 @@ from gateway.models import (
     Message,
     Origin,
     Usage,
+    WorkspaceChoice,
     timestamp,
 )
 from gateway.policy import CodePolicy
 from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
 from gateway.protocol.messages import make
-from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
+from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder, WorkspaceOrder
 from gateway.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -53,6 +54,7 @@ class LocalKernel:
         secrets: Mapping[str, SecretStr],
         secret_names: tuple[str, ...],
         limits: Limits,
+        workspace: WorkspaceChoice | None,
         created_at: datetime,
         wiring: Wiring,
         clock: Clock,
@@ -72,10 +74,12 @@ class LocalKernel:
         # of a kernel that was adopted: they went with the gateway that was told them
         self._lost = tuple(name for name in secret_names if name not in secrets)
         self._limits = limits
+        self._workspace = workspace
         self._wiring = wiring
         self._clock = clock
         self._metrics = metrics
         self._created_at = created_at
+        self._born = clock.monotonic()
         self._phase = ExecutionState.STARTING
         self._paused = False
         self._death: DeathReason | None = None
@@ -147,7 +151,8 @@ class LocalKernel:
 
     def age_s(self) -> float:
         """Return seconds since the kernel was created, by an earlier gateway perhaps."""
-        return max(0.0, (self._clock.now() - self._created_at).total_seconds())
+        # what the wall clock says may jump, and would end kernels before their time
+        return self._clock.monotonic() - self._born
 
     def model(self) -> Kernel:
         """Return the kernel as the REST API shows it."""
@@ -164,6 +169,7 @@ class LocalKernel:
             executions=self._conversation.executions,
             paused=self._paused,
             limits=self._limits,
+            workspace=self._workspace.name if self._workspace else None,
         )
 
     async def usage(self) -> Usage:
@@ -179,6 +185,7 @@ class LocalKernel:
 
     async def adopt(self, facts: CellFacts, pidfd: int) -> None:
         """Take over a kernel that an earlier gateway left running. Raises KernelStartFailed."""
+        self._born = self._clock.monotonic() - facts.age_s
         running = RunningCell(
             self._wiring,
             facts,
@@ -248,6 +255,11 @@ class LocalKernel:
         await self._cancel_tasks()
         self._conversation.say_ended(reason)
 
+    def _workspace_order(self) -> WorkspaceOrder | None:
+        if self._workspace is None:
+            return None
+        return WorkspaceOrder(owner=owner_hash(self._owner), **self._workspace.model_dump())
+
     def files(self) -> CellFiles:
         """Return the way to the files of its home. Raises KernelDead."""
         if self._running is None:
@@ -274,6 +286,8 @@ class LocalKernel:
             environment=self._spec.environment,
             env={**self._spec.env, **self._env, **revealed},
             limits=self._limits,
+            workspace=self._workspace_order(),
+            age_s=self.age_s(),
         )
         begun = self._clock.monotonic()
         running = await RunningCell.launch(
@@ -405,7 +419,9 @@ class LocalKernel:
         self._conversation.notice(text, pending.message)
         self._log.warning("execution timed out", timeout_s=pending.timeout_s)
         try:
-            await self.interrupt()
+            # a warden that does not answer must not keep who waits for this
+            with contextlib.suppress(SandboxUnavailable):
+                await self.interrupt()
             if not await self._stopped(pending):
                 await self._replace(DeathReason.TIMEOUT)
         except GatewayError as error:

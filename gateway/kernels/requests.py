@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from gateway.kernels.overflow import Overflow
 from gateway.models import DeathReason, ExecutionStatus, Message, Origin
 from gateway.ports import Subscriber
 
@@ -34,6 +35,7 @@ class Pending:
     replied: bool = False
     idle: bool = False
     lost: bool = False
+    overflow: Overflow | None = None
     timed_out: bool = False
     left_s: float | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)

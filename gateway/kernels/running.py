@@ -19,6 +19,8 @@ from gateway.sandbox.link import WardenLink
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
 
 POLL_S = 0.005
+# four channels, and both ends of a monitor
+SOCKETS = 6
 # a kernel that has lost its iopub connection this often does it on purpose
 MAX_LOSSES = 100
 # a kernel without iopub_welcome (JEP 65) is asked until something has come back on iopub as well
@@ -49,7 +51,7 @@ def wire(
     on_dropped: OnDropped,
 ) -> Wiring:
     """Return the wiring for at most `kernels` kernels."""
-    context = make_context(kernels * 4 + 64, max_message_bytes)
+    context = make_context(kernels * SOCKETS + 64, max_message_bytes)
     return Wiring(link, context, session, max_message_bytes, ready_timeout_s, on_dropped)
 
 
@@ -164,7 +166,7 @@ class RunningCell:
         try:
             ending = await self._wiring.link.end(self.facts.cell)
         except GatewayError:
-            # the warden is gone, and with it every cell
+            # the warden is gone, and with it every cell; or it finds the order when it goes on
             ending = Ending(exit_code=None, oom=False, stderr="")
         if self._channels:
             await asyncio.sleep(LAST_WORDS_S)

@@ -19,6 +19,7 @@ from gateway.sandbox.cgroup import Cgroup
 from gateway.sandbox.home import Home
 from gateway.sandbox.users import CellUser, UserPool
 from gateway.sandbox.wire import Connection, Ending
+from gateway.sandbox.workspaces import Lease
 
 STDERR_KEPT = 8 << 10
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2
@@ -69,7 +70,8 @@ def settle(waiting: asyncio.Future[None]) -> None:
 class Cell:
     """A started cell. `kernel_fd` and `init_fd` are pidfds, set like `files` once the cell has been proved.
 
-    The cell dies when `leash` is closed, and so with this process.
+    The cell dies when `leash` is closed, and so with this process. `born` is when its kernel's first cell was
+    started, in monotonic seconds.
     """
 
     id: str
@@ -80,7 +82,7 @@ class Cell:
     connection: Connection
     process: subprocess.Popen[bytes]
     stderr: Tail
-    started: float
+    born: float
     leash: int
     cgroup: Cgroup | None = None
     pool: UserPool | None = None
@@ -90,6 +92,7 @@ class Cell:
     init_fd: int = -1
     sealed: bool = False
     files: Home | None = None
+    workspace: Lease | None = None
     _ending: asyncio.Task[Ending] | None = field(default=None, repr=False)
 
     def interrupt(self) -> None:
@@ -218,12 +221,14 @@ class Cell:
                 os.close(descriptor)
         if self.files:
             self.files.close()
+        if self.workspace:
+            self.workspace.release()
         if self.cgroup:
             self.cgroup.remove()
         shutil.rmtree(self.directory, ignore_errors=True)
         if self.pool:
             self.pool.release(self.user)
-        else:
+        elif not self.workspace:
             shutil.rmtree(self.home, ignore_errors=True)
 
 

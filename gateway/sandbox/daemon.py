@@ -28,6 +28,7 @@ from gateway.sandbox.profile import load_profiles, profile_dirs
 from gateway.sandbox.users import UserPool
 from gateway.sandbox.warden import Warden
 from gateway.sandbox.wire import WardenFacts
+from gateway.sandbox.workspaces import Workspaces
 from gateway.settings import Settings
 
 Version = tuple[int, int, int]
@@ -153,6 +154,7 @@ def build(settings: Settings) -> Warden:
     for backend, refusal in refusals.items():
         if refusal and any(profile.backend == backend for profile in profiles.values()):
             log.log(logging.ERROR if backend == "firejail" else logging.WARNING, "%s", refusal)
+    workspaces = Workspaces(directory / "workspaces", images=privilege is not None)
     launcher = Launcher(
         backends={
             "firejail": Firejail(program, settings=switches),
@@ -160,6 +162,7 @@ def build(settings: Settings) -> Warden:
         },
         run_dir=base,
         home_dir=homes,
+        workspaces=workspaces,
         environment_roots=settings.sandbox.environment_roots,
         cgroups=cgroups,
         privilege=privilege,
@@ -170,6 +173,7 @@ def build(settings: Settings) -> Warden:
     gateway = pwd.getpwnam(settings.sandbox.service_user) if privilege else None
     return Warden(
         launcher=launcher,
+        workspaces=workspaces,
         profiles=profiles,
         listener=listen(settings.warden_socket, gid=gateway.pw_gid if gateway else None),
         allowed_uids=frozenset({os.geteuid(), gateway.pw_uid if gateway else os.geteuid()}),

@@ -33,6 +33,7 @@ from gateway.sandbox.namespace import Entry, Leash
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import UserPool, current_user
 from gateway.sandbox.wire import Connection, LaunchOrder
+from gateway.sandbox.workspaces import Lease, Workspaces
 
 SYSTEM_READ = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/proc")
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -63,6 +64,7 @@ class Launcher:
         run_dir: Path,
         home_dir: Path,
         environment_roots: tuple[Path, ...],
+        workspaces: Workspaces,
         cgroups: CgroupTree | None,
         privilege: Privilege | None,
         timeout_s: float,
@@ -73,6 +75,7 @@ class Launcher:
         self._run_dir = run_dir
         self._home_dir = home_dir
         self._environment_roots = environment_roots
+        self._workspaces = workspaces
         self._cgroups = cgroups
         self._privilege = privilege
         self._timeout_s = timeout_s
@@ -154,9 +157,12 @@ class Launcher:
             directory = self._run_dir / cell_id
             directory.mkdir(mode=0o711)
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
-            home = directory / "h" if self._privilege else self._home_dir / cell_id
-            home.mkdir(mode=0o700)
-            undo.callback(shutil.rmtree, home, ignore_errors=True)
+            lease = self._workspaces.take(order.workspace) if order.workspace else None
+            if lease:
+                undo.callback(lease.release)
+            home = self._home(directory, lease)
+            if not lease:
+                undo.callback(shutil.rmtree, home, ignore_errors=True)
             connection = self._connection(directory / "i", user.uid, user.gid)
             cgroup = self._cgroups.create(cell_id, order.limits) if self._cgroups else None
             if cgroup:
@@ -176,7 +182,10 @@ class Launcher:
             steps: list[Callable[[], Any]] = [Leash(held)]
             files = tuple(cgroup.procs_files()) if cgroup else ()
             if self._privilege:
-                steps += [Entry(user, home, order.limits, files), backend.become(user)]
+                volume = lease.volume(user) if lease else None
+                if volume:
+                    started.callback(volume.close)
+                steps += [Entry(user, home, order.limits, files, volume), backend.become(user)]
             else:
                 steps.append(Joining(files))
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -212,14 +221,23 @@ class Launcher:
             connection=connection,
             process=process,
             stderr=Tail(os.dup(process.stderr.fileno())),
-            started=time.monotonic(),
+            born=time.monotonic() - order.age_s,
             leash=leash,
             cgroup=cgroup,
             pool=self._privilege.users if self._privilege else None,
+            workspace=lease,
         )
         process.stderr.close()
         record(directory, process.pid)
         return cell, ours
+
+    def _home(self, directory: Path, lease: Lease | None) -> Path:
+        """Return the directory that becomes a cell's home: a root warden's launcher mounts over it."""
+        if lease and not self._privilege:
+            return lease.path
+        home = directory / "h" if self._privilege else self._home_dir / directory.name
+        home.mkdir(mode=0o700)
+        return home
 
     def _connection(self, ipc: Path, uid: int, gid: int) -> Connection:
         """Make the ipc directory and the connection file: the kernel binds, the gateway's group connects."""

@@ -22,16 +22,18 @@ from gateway.errors import (
     PreconditionFailed,
     SandboxUnavailable,
 )
-from gateway.models import Usage
+from gateway.models import Usage, WorkspaceFacts
 from gateway.sandbox.packets import Packets, connect
 from gateway.sandbox.wire import (
     MAX_PACKET,
     CellFacts,
+    DeleteWorkspace,
     Ending,
     FileOrder,
     Hello,
     Launch,
     LaunchOrder,
+    ListWorkspaces,
     OnCell,
     Plain,
     WardenFacts,
@@ -54,11 +56,17 @@ _KNOWN = {
 
 
 class WardenLink:
-    """Asks the warden behind a socket; connects when needed, and again after the warden was restarted."""
+    """Asks the warden behind a socket; connects when needed, and again after the warden was restarted.
 
-    def __init__(self, path: Path, *, keep_s: float) -> None:
+    An answer is waited for `answer_s` seconds, and that of a start `start_s` more. What was asked in vain
+    stays asked: a warden that goes on does it then, and ends what it starts for nobody.
+    """
+
+    def __init__(self, path: Path, *, keep_s: float, answer_s: float = 10.0, start_s: float = 20.0) -> None:
         self._path = path
         self._keep_s = keep_s
+        self._answer_s = answer_s
+        self._start_s = start_s
         self._packets: Packets | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[tuple[dict[str, Any], list[int]]]] = {}
@@ -76,8 +84,13 @@ class WardenLink:
             raise SandboxUnavailable(
                 f"The warden does not answer: {error.strerror}.", reason="warden_gone"
             ) from error
-        self._packets = Packets(connected, self._answered, self._lost)
-        answer, _ = await self._ask(Hello(keep_s=self._keep_s))
+        self._packets = packets = Packets(connected, self._answered, self._lost)
+        try:
+            answer, _ = await self._ask(Hello(keep_s=self._keep_s))
+        except SandboxUnavailable:
+            # not begun, so the next one begins it anew
+            packets.close()
+            raise
         self._facts = WardenFacts.model_validate(answer)
 
     async def facts(self) -> WardenFacts:
@@ -130,6 +143,15 @@ class WardenLink:
         answer, _ = await self._ask_open(OnCell(op="end", cell=cell))
         return Ending.model_validate(answer)
 
+    async def workspaces(self, owner: str) -> list[WorkspaceFacts]:
+        """List the workspaces of an owner, given by hash."""
+        answer, _ = await self._ask_open(ListWorkspaces(owner=owner))
+        return [WorkspaceFacts.model_validate(facts) for facts in answer["workspaces"]]
+
+    async def delete_workspace(self, owner: str, name: str) -> None:
+        """Delete a workspace. Raises NotFound, Conflict while a cell has it."""
+        await self._ask_open(DeleteWorkspace(owner=owner, name=name))
+
     async def on_file(
         self, order: FileOrder, descriptors: Sequence[int] = ()
     ) -> tuple[dict[str, Any], list[int]]:
@@ -174,20 +196,30 @@ class WardenLink:
         answer: asyncio.Future[tuple[dict[str, Any], list[int]]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         packets.send(packet, descriptors)
+        patience_s = self._answer_s + (self._start_s if isinstance(body, Launch) else 0.0)
         try:
-            return await answer
+            await asyncio.wait({answer}, timeout=patience_s)
         except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
+            if answer.done() and answer.exception() is None:
                 # it came in the moment of the cancellation: nobody else will close or end it
                 self._unclaimed(*answer.result())
             raise
         finally:
             self._waiting.pop(number, None)
+        if not answer.done():
+            raise SandboxUnavailable(
+                f"The warden did not answer within {patience_s:g} s.", reason="warden_timeout"
+            )
+        return answer.result()
 
-    def _answered(self, packet: dict[str, Any], descriptors: list[int]) -> None:
+    def _answered(self, packet: dict[str, Any], descriptors: list[int] | None) -> None:
         waiting = self._waiting.get(packet.get("id", -1))
-        if waiting is None or waiting.done():
-            self._unclaimed(packet.get("answer") or {}, descriptors)
+        if waiting is None or waiting.done() or descriptors is None:
+            self._unclaimed(packet.get("answer") or {}, descriptors or [])
+            if waiting and not waiting.done():
+                waiting.set_exception(
+                    SandboxUnavailable("The gateway has no descriptors left.", reason="no_descriptors")
+                )
         elif "error" in packet:
             body = packet["error"]
             kind = _KNOWN.get(body.get("code"), SandboxUnavailable)
@@ -209,7 +241,7 @@ class WardenLink:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(gone)
-        if not self._closed:
+        if not self._closed and (self._revival is None or self._revival.done()):
             self._revival = asyncio.get_running_loop().create_task(self._revive())
 
     async def _revive(self) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from gateway.models import Limits
 from gateway.sandbox.users import CellUser
@@ -60,6 +61,14 @@ class Leash:
         fcntl.fcntl(self.writer, fcntl.F_SETFL, os.O_WRONLY | os.O_ASYNC)
 
 
+class Mountable(Protocol):
+    """A file system that is no tmpfs."""
+
+    def mount(self, target: Path) -> None:
+        """Mount it. Raises OSError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """The first steps of a privileged launch, whatever the backend; runs in the forked child, as root."""
@@ -68,13 +77,17 @@ class Entry:
     home: Path
     limits: Limits
     cgroup_files: tuple[Path, ...]
+    volume: Mountable | None = None
 
     def __call__(self) -> None:
         """Enter: mounts that die with the cell, the cgroup before the exec, then the pool user's group."""
         own_mounts()
-        size = f"size={self.limits.home_bytes},nr_inodes={self.limits.home_inodes}"
-        owner = f"mode=0700,uid={self.user.uid},gid={self.user.gid}"
-        mount("home", self.home, "tmpfs", MS_NOSUID | MS_NODEV, f"{size},{owner}")
+        if self.volume:
+            self.volume.mount(self.home)
+        else:
+            size = f"size={self.limits.home_bytes},nr_inodes={self.limits.home_inodes}"
+            owner = f"mode=0700,uid={self.user.uid},gid={self.user.gid}"
+            mount("home", self.home, "tmpfs", MS_NOSUID | MS_NODEV, f"{size},{owner}")
         for file in self.cgroup_files:
             file.write_text(str(os.getpid()))
         os.setgroups([])

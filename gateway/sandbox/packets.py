@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,15 @@ def listen(path: Path, *, gid: int | None) -> socket.socket:
 class Packets:
     """One end of a conversation; owns its socket.
 
-    `on_packet(object, descriptors)` gets every packet and owns the descriptors; `on_close()` is called once,
-    when the other side is gone or says what is no JSON object.
+    `on_packet(object, descriptors)` gets every packet and owns the descriptors, which are None where this
+    process has no room for those that came; `on_close()` is called once, when the other side is gone or says
+    what is no JSON object.
     """
 
     def __init__(
         self,
         connected: socket.socket,
-        on_packet: Callable[[dict[str, Any], list[int]], None],
+        on_packet: Callable[[dict[str, Any], list[int] | None], None],
         on_close: Callable[[], None],
     ) -> None:
         self._socket = connected
@@ -99,7 +100,7 @@ class Packets:
             data, descriptors, flags, _ = socket.recv_fds(
                 self._socket, MAX_PACKET, 4, socket.MSG_CMSG_CLOEXEC
             )
-            if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if not data or flags & socket.MSG_TRUNC:
                 raise ConnectionError
             packet = json.loads(data)
             if not isinstance(packet, dict):
@@ -107,12 +108,20 @@ class Packets:
         except BlockingIOError:
             return
         except (OSError, ValueError, RecursionError):
-            for descriptor in descriptors:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
+            close_all(descriptors)
             self.close()
             return
-        self._on_packet(packet, descriptors)
+        if flags & socket.MSG_CTRUNC:
+            close_all(descriptors)
+            self._on_packet(packet, None)
+        else:
+            self._on_packet(packet, descriptors)
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def peer_uid(connected: socket.socket) -> int:

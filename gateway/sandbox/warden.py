@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import time
@@ -23,25 +22,29 @@ from gateway.errors import BadRequest, GatewayError, NotFound, SandboxUnavailabl
 from gateway.sandbox import files
 from gateway.sandbox.cell import Cell
 from gateway.sandbox.launch import Launcher
-from gateway.sandbox.packets import Packets, peer_uid
+from gateway.sandbox.packets import Packets, close_all, peer_uid
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.wire import (
+    REQUEST,
     CellFacts,
+    DeleteWorkspace,
     FileOrder,
     Hello,
     Launch,
     OnCell,
     Plain,
-    REQUEST,
     Request,
     WardenFacts,
+    WorkspaceRequest,
 )
+from gateway.sandbox.workspaces import Workspaces
 
 log = logging.getLogger("cellblock.warden")
 
 STARTING_S = 2.0
 
 Answer = tuple[dict[str, Any], list[int]]
+Body = Hello | Launch | OnCell | FileOrder | WorkspaceRequest | Plain
 
 
 class Warden:
@@ -51,6 +54,7 @@ class Warden:
         self,
         *,
         launcher: Launcher,
+        workspaces: Workspaces,
         profiles: Mapping[str, SandboxProfile],
         listener: socket.socket,
         allowed_uids: frozenset[int],
@@ -58,6 +62,7 @@ class Warden:
         facts: WardenFacts,
     ) -> None:
         self._launcher = launcher
+        self._workspaces = workspaces
         self._facts = facts
         self._profiles = profiles
         self._listener = listener
@@ -122,7 +127,8 @@ class Warden:
         wait = self._keep_s if self._cells else STARTING_S
         self._alone = asyncio.get_running_loop().call_later(wait, self._stop.set)
 
-    def _take(self, talk: Packets, packet: dict[str, Any], descriptors: list[int]) -> None:
+    def _take(self, talk: Packets, packet: dict[str, Any], descriptors: list[int] | None) -> None:
+        descriptors = descriptors or []
         try:
             request = REQUEST.validate_python(packet)
         except ValidationError as error:
@@ -156,9 +162,11 @@ class Warden:
         finally:
             close_all(given)
 
-    async def _do(self, body: Hello | Launch | OnCell | FileOrder | Plain, given: list[int]) -> Answer:
+    async def _do(self, body: Body, given: list[int]) -> Answer:
         if isinstance(body, FileOrder):
             return await self._on_file(body, given)
+        if isinstance(body, WorkspaceRequest):
+            return self._on_workspaces(body)
         match body:
             case Hello():
                 self._keep_s = body.keep_s
@@ -194,6 +202,12 @@ class Warden:
             raise NotFound("The cell is not up.", reason="no_cell")
         return await files.answer(home, body, given)
 
+    def _on_workspaces(self, body: WorkspaceRequest) -> Answer:
+        if isinstance(body, DeleteWorkspace):
+            self._workspaces.delete(body.owner, body.name)
+            return {}, []
+        return {"workspaces": [facts.model_dump() for facts in self._workspaces.list(body.owner)]}, []
+
     async def _adopt(self, body: OnCell) -> Answer:
         cell = self._cell(body)
         return facts(cell), [cell.kernel_fd]
@@ -226,12 +240,6 @@ class Warden:
         return ending.model_dump(), []
 
 
-def close_all(descriptors: list[int]) -> None:
-    """Close descriptors."""
-    for descriptor in descriptors:
-        os.close(descriptor)
-
-
 def facts(cell: Cell) -> dict[str, Any]:
     """Return what a gateway needs to talk to a cell's kernel."""
     return CellFacts(
@@ -239,5 +247,5 @@ def facts(cell: Cell) -> dict[str, Any]:
         kernel_id=cell.kernel_id,
         connection=cell.connection,
         landlock=cell.landlock,
-        age_s=time.monotonic() - cell.started,
+        age_s=time.monotonic() - cell.born,
     ).model_dump(mode="json")

@@ -12,6 +12,7 @@ MAX_PACKET = 160 << 10
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Uuid = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+OwnerHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 CellId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{12}$")]
 Argument = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")]
@@ -33,8 +34,21 @@ class Connection(Frozen):
     kernel_name: str = ""
 
 
+class WorkspaceOrder(Frozen):
+    """A workspace as a cell's home: whose it is, by a hash, and what it gets where it has to be made."""
+
+    owner: OwnerHash
+    name: Name
+    size_bytes: int = Field(ge=16 << 20, le=1 << 40)
+    inodes: int = Field(ge=64, le=10_000_000)
+    budget_bytes: int | None = Field(None, ge=0)
+
+
 class LaunchOrder(Frozen):
-    """Start one cell. `{connection_file}` in `argv` stands for the connection file's path."""
+    """Start one cell. `{connection_file}` in `argv` stands for the connection file's path.
+
+    `age_s` is the kernel's age, where the cell is not its first.
+    """
 
     kernel_id: Uuid
     profile: Name
@@ -42,10 +56,12 @@ class LaunchOrder(Frozen):
     environment: str | None = Field(None, max_length=1024)
     env: dict[EnvName, EnvValue] = Field(default_factory=dict, max_length=256)
     limits: Limits
+    workspace: WorkspaceOrder | None = None
+    age_s: float = Field(0.0, ge=0)
 
 
 class CellFacts(Frozen):
-    """A live, proved cell. `age_s` counts from its launch."""
+    """A live, proved cell. `age_s` is its kernel's, by a clock that nobody sets."""
 
     cell: CellId
     kernel_id: Uuid
@@ -96,7 +112,7 @@ HomePath = Annotated[str, StringConstraints(max_length=8192, pattern=r"^[!-~]*$"
 
 
 class OpenFile(Frozen):
-    """Open a file of a home; its descriptor comes back. `spool` makes one without a name, whatever the path."""
+    """Open a file of a home; its descriptor comes back. `spool` makes one without a name."""
 
     op: Literal["open"] = "open"
     cell: CellId
@@ -146,6 +162,24 @@ class MoveFile(Frozen):
 FileOrder = OpenFile | PlaceFile | WalkHome | OnPath | MoveFile
 
 
+class ListWorkspaces(Frozen):
+    """List an owner's workspaces."""
+
+    op: Literal["list_workspaces"] = "list_workspaces"
+    owner: OwnerHash
+
+
+class DeleteWorkspace(Frozen):
+    """Delete a workspace that no cell has."""
+
+    op: Literal["delete_workspace"] = "delete_workspace"
+    owner: OwnerHash
+    name: Name
+
+
+WorkspaceRequest = ListWorkspaces | DeleteWorkspace
+
+
 class Plain(Frozen):
     """List the live cells' ids, or end everything and exit."""
 
@@ -156,7 +190,7 @@ class Request(Frozen):
     """One request; `id` comes back with the answer."""
 
     id: int
-    body: Annotated[Hello | Launch | OnCell | FileOrder | Plain, Field(discriminator="op")]
+    body: Annotated[Hello | Launch | OnCell | FileOrder | WorkspaceRequest | Plain, Field(discriminator="op")]
 
 
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import BadRequest, Conflict, InsufficientStorage, NotFound, PayloadTooLarge
+from gateway.models import AuditAction
+from gateway.services.auditing import changes_files
 from gateway.services.files import pieces_of
 from gateway.services.packing import packer
 from gateway.services.unpacking import Bounds, entries
@@ -38,6 +40,7 @@ class ArchiveService:
     """Sends and takes archives. Raises what `FileService` does, PayloadTooLarge, InsufficientStorage."""
 
     def __init__(self, files: FileService, settings: Settings) -> None:
+        self.audit = files.audit
         self._files = files
         self._settings = settings.files
 
@@ -76,6 +79,7 @@ class ArchiveService:
                     yield piece
         yield archive.close()
 
+    @changes_files(AuditAction.FILE_WRITE)
     async def unpack(
         self, principal: Principal, kernel_id: str, path: str, kind: Format, pieces: AsyncIterable[bytes]
     ) -> Unpacked:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from gateway.errors import GatewayError
 from gateway.models import AuditAction, AuditEvent, AuditOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 
     from gateway.models import Principal
     from gateway.ports import Audit
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Refusals: the doors record these, with those that never come as far as a use case.
 REFUSALS = frozenset({401, 403, 404, 413, 429, 431})
@@ -45,3 +49,28 @@ def recorded(
             audit.record(event.model_copy(update={"outcome": AuditOutcome.ERROR, "reason": reason}))
         raise
     audit.record(event)
+
+
+def changes_files(
+    action: AuditAction,
+) -> Callable[
+    [Callable[Concatenate[Any, Principal, str, str, P], Awaitable[T]]],
+    Callable[Concatenate[Any, Principal, str, str, P], Coroutine[Any, Any, T]],
+]:
+    """Record what a method does to a path of a kernel's home; its object has the trail as `audit`."""
+
+    def decorate(
+        method: Callable[Concatenate[Any, Principal, str, str, P], Awaitable[T]],
+    ) -> Callable[Concatenate[Any, Principal, str, str, P], Coroutine[Any, Any, T]]:
+        @wraps(method)
+        async def noted(
+            self: Any, principal: Principal, kernel_id: str, path: str, /, *args: P.args, **kwargs: P.kwargs
+        ) -> T:
+            self.audit.admit()
+            extra = {"how": method.__name__}
+            with recorded(self.audit, action, principal, kernel_id=kernel_id, target=path, extra=extra):
+                return await method(self, principal, kernel_id, path, *args, **kwargs)
+
+        return noted
+
+    return decorate

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.errors import BadRequest, Conflict, LimitReached, NotFound, PayloadTooLarge, PreconditionFailed
-from gateway.models import FileFacts, Principal, Scope
+from gateway.models import AuditAction, FileFacts, Principal, Scope
+from gateway.services.auditing import changes_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterator
 
     from gateway.models import Walk
-    from gateway.ports import KernelFiles, OpenFile
+    from gateway.ports import Audit, KernelFiles, OpenFile
     from gateway.services.kernels import KernelService
     from gateway.settings import Settings
 
@@ -48,7 +49,8 @@ class FileService:
     Every method raises Forbidden, NotFound (kernel or path), KernelDead, BadRequest (the path), Conflict.
     """
 
-    def __init__(self, kernels: KernelService, settings: Settings) -> None:
+    def __init__(self, kernels: KernelService, settings: Settings, audit: Audit) -> None:
+        self.audit = audit
         self._kernels = kernels
         self._settings = settings.files
         self._transfers: dict[str, int] = {}
@@ -86,6 +88,7 @@ class FileService:
             if not self._transfers[principal.name]:
                 del self._transfers[principal.name]
 
+    @changes_files(AuditAction.FILE_WRITE)
     async def write(
         self,
         principal: Principal,
@@ -133,6 +136,7 @@ class FileService:
         limits = self._kernels.get(principal, kernel_id, scope=Scope.FILES).limits
         return min(self._settings.max_upload_bytes, limits.file_bytes)
 
+    @changes_files(AuditAction.FILE_WRITE)
     async def append(self, principal: Principal, kernel_id: str, path: str, text: bytes) -> FileFacts:
         """Write at the end of a file, which is made if need be.
 
@@ -145,6 +149,7 @@ class FileService:
             await file.write(text)
         return await files.stat(path)
 
+    @changes_files(AuditAction.FILE_WRITE)
     async def edit(
         self, principal: Principal, kernel_id: str, path: str, old: bytes, new: bytes, *, replacements: int
     ) -> Written:
@@ -170,16 +175,19 @@ class FileService:
             facts = await files.place(spooled, path, version=version)
         return Written(facts, hashlib.sha256(changed).hexdigest(), created=False)
 
+    @changes_files(AuditAction.FILE_WRITE)
     async def mkdir(self, principal: Principal, kernel_id: str, path: str) -> FileFacts:
         """Make a directory, and those above it."""
         return await self.of(principal, kernel_id).mkdir(path)
 
+    @changes_files(AuditAction.FILE_WRITE)
     async def move(
         self, principal: Principal, kernel_id: str, path: str, to: str, *, replace: bool
     ) -> FileFacts:
         """Rename within the home."""
         return await self.of(principal, kernel_id).move(path, to, replace=replace)
 
+    @changes_files(AuditAction.FILE_DELETE)
     async def remove(self, principal: Principal, kernel_id: str, path: str, *, recursive: bool) -> None:
         """Remove a file or a directory."""
         await self.of(principal, kernel_id).remove(path, recursive=recursive)

@@ -35,6 +35,7 @@ from gateway.services.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
+    from gateway.models import WorkspaceChoice
     from gateway.ports import Audit, Clock, KernelHandle, KernelHost, Store
     from gateway.services.quotas import Quotas
     from gateway.settings import Settings
@@ -116,15 +117,16 @@ class KernelService:
         secrets: Mapping[str, SecretStr] | None = None,
         kernel_id: str | None = None,
         limits: Mapping[str, object] | None = None,
+        workspace: WorkspaceChoice | None = None,
     ) -> KernelHandle:
         """Start a kernel for the principal and wait until it answers; nothing is left of one that fails.
 
         `env` is this launch's alone; `secrets` are too, and never kept but in memory; `limits` may only lower
-        the profile's.
+        the profile's. `workspace` is its home, which is its alone.
 
         Raises Forbidden, UnknownKernelSpec, BadRequest (env or id), Conflict
-        (an id in use), LimitReached (a quota), SandboxUnavailable, KernelStartFailed, StoreUnavailable,
-        AuditUnavailable.
+        (an id or workspace in use), LimitReached (a quota), InsufficientStorage, SandboxUnavailable,
+        KernelStartFailed, StoreUnavailable, AuditUnavailable.
         """
         require(principal, Scope.KERNELS)
         spec = self._spec(name)
@@ -148,6 +150,7 @@ class KernelService:
                     env=checked,
                     secrets=secrets,
                     limits=granted,
+                    workspace=workspace,
                 )
             record = KernelRecord(
                 id=wanted,
@@ -157,6 +160,7 @@ class KernelService:
                 limits=granted,
                 env=checked,
                 secret_names=tuple(secrets),
+                workspace=workspace,
             )
             try:
                 await self._store.put_kernel(record)

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Literal
 
@@ -87,11 +88,24 @@ def entries(archive: IO[bytes], kind: Format, bounds: Bounds, packed_bytes: int)
         PayloadTooLarge: it holds too much.
     """
     tally = Tally(bounds, packed_bytes)
+    with _whole():
+        for entry, pieces in _zip(archive, tally, bounds) if kind == "zip" else _tar(archive, tally):
+            yield entry, _read(pieces)
+
+
+def _read(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    with _whole():
+        yield from pieces
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Turn what a damaged archive raises into BadRequest."""
     try:
-        yield from _zip(archive, tally, bounds) if kind == "zip" else _tar(archive, tally)
-    except (zlib.error, zipfile.BadZipFile, tarfile.HeaderError, EOFError, NotImplementedError) as error:
+        yield
+    except (zlib.error, zipfile.BadZipFile, tarfile.HeaderError, EOFError) as error:
         raise BadRequest(f"The archive is damaged: {error}.", reason="archive") from None
-    except (UnicodeError, struct.error, ValueError, RuntimeError, OverflowError) as error:
+    except (NotImplementedError, RuntimeError, OverflowError, ValueError, struct.error) as error:
         raise BadRequest("The archive is damaged.", reason="archive") from error
 
 

@@ -56,6 +56,9 @@ async def test_what_people_do_is_recorded() -> None:
             async with alice.channels(kernel) as channels:
                 await channels.until_done(await channels.execute("1/0"))
             await bob.json("GET", f"/api/kernels/{kernel}", status=404)
+            async with alice.http.put(f"/api/kernels/{kernel}/files/a.txt", data=b"x") as answer:
+                assert answer.ok
+            await alice.json("DELETE", f"/api/kernels/{kernel}/files/a.txt", status=204)
             await alice.json("POST", f"/api/kernels/{kernel}/interrupt", status=204)
             await alice.json("POST", f"/api/kernels/{kernel}/restart")
             session = await alice.json(
@@ -83,6 +86,8 @@ async def test_what_people_do_is_recorded() -> None:
         ends = [record for record in trail if record["action"] == "execution.end"]
         assert [(end["door"], end["reason"]) for end in ends] == [("rest", "ok"), ("websocket", "error")]
         assert all(end["code_sha256"] and "code" not in end and end["output_bytes"] > 0 for end in ends)
+        files = [(r["action"], r["target"], r["outcome"]) for r in trail if r["action"].startswith("file.")]
+        assert files == [("file.write", "a.txt", "ok"), ("file.delete", "a.txt", "ok")]
         [access] = [record for record in trail if record["action"] == "access.refused"]
         assert (access["who"], access["kernel_id"], access["outcome"]) == ("bob", kernel, "refused")
         assert [record["seq"] for record in trail] == list(range(1, len(trail) + 1))

@@ -62,7 +62,7 @@ async def gateway(_signals: None, blocked: list[str]) -> AsyncIterator[Gateway]:
             state_dir=gateway.state_dir, server={"port": 0}, kernels={"cull_interval_s": 0.2}
         )
         listener = bind(here.server.host, 0)
-        gateway.url = app.address(listener)
+        gateway.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with blockbuster_ctx(scanned_modules=WATCHED) as watch:
             # a look at when two or three local directories changed: microseconds, from the system's cache
             watch.functions["os.stat"].can_block_in("gateway/kernels/specs.py", "stamps")

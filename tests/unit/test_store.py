@@ -17,7 +17,16 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from gateway.errors import ConfigurationError, Conflict, StoreUnavailable
-from gateway.models import KernelRecord, KeyRecord, Limits, Scope, SessionRecord, UsageDay
+from gateway.models import (
+    AuditHead,
+    AuditRecord,
+    KernelRecord,
+    KeyRecord,
+    Limits,
+    Scope,
+    SessionRecord,
+    UsageDay,
+)
 from gateway.store import SCHEMA_VERSION, SqlStore, metadata
 
 START = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -239,6 +248,48 @@ asyncio.run(main())
     await store.close()
 
 
+async def test_an_older_store_is_brought_up(path, store):
+    """A store of version 1 keeps its kernels and gets what version 2 has; opening it again is harmless."""
+    await store.put_kernel(a_kernel(env={"KERNEL_X": "1"}))
+    await store.close()
+    with sqlite3.connect(path) as old:
+        old.execute("ALTER TABLE kernels DROP COLUMN secret_names")
+        old.execute("DROP TABLE audit")
+        old.execute("UPDATE schema SET version = 1")
+    old.close()
+
+    for _ in range(2):
+        opened = await SqlStore.open(path)
+        assert await opened.kernels() == [a_kernel(env={"KERNEL_X": "1"})]
+        await opened.put_kernel(a_kernel("n2", secret_names=("A",)))
+        assert await opened.audit_head() == AuditHead()
+        await opened.delete_kernel("n2")
+        await opened.close()
+    with sqlite3.connect(path) as now:
+        assert now.execute("SELECT version FROM schema").fetchall() == [(SCHEMA_VERSION,)]
+    now.close()
+
+
+def a_record(seq: int) -> AuditRecord:
+    """Return a record of the audit trail."""
+    facts = {"at": "2026-01-01T00:00:00.000000Z", "prev_hash": "a", "hash": f"h{seq}"}
+    return AuditRecord(seq=seq, action="kernel.create", who="alice", extra={"spec": "x"}, **facts)
+
+
+async def test_audit(store):
+    """The copy of the trail knows its newest record, takes none twice, and forgets from the beginning."""
+    assert await store.audit_head() == AuditHead()
+
+    await store.add_audit([a_record(1), a_record(2), a_record(3)])
+    assert await store.audit_head() == AuditHead(seq=3, hash="h3")
+    with pytest.raises(Conflict):
+        await store.add_audit([a_record(4), a_record(3)])
+    assert await store.audit_head() == AuditHead(seq=3, hash="h3")
+
+    await store.delete_audit(3)
+    assert await store.audit_head() == AuditHead()
+
+
 async def test_newer_store_is_refused_untouched(path):
     """A store made by a newer program is not opened, and not changed."""
     path.parent.mkdir(parents=True)
@@ -401,7 +452,7 @@ def test_tables_are_valid_on_postgresql():
 
 
 async def test_usage_of_days(tmp_path):
-    """What is added to a day is summed, also by two processes at once; other days and principals are apart."""
+    """What is added to a day is summed, by two processes at once too; days and principals are apart."""
     day = date(2026, 11, 20)
     first, second = await SqlStore.open(tmp_path / "s.db"), await SqlStore.open(tmp_path / "s.db")
     try:

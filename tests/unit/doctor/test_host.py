@@ -57,6 +57,23 @@ def test_suid_bit_of_the_real_firejail(*, root: bool, grade: Grade) -> None:
     assert suid.grade == grade
 
 
+def test_bubblewrap_is_only_needed_by_those_who_name_it(tmp_path: Path) -> None:
+    """A bubblewrap that is missing, old or without user namespaces is a warning that says who is refused."""
+    (there,) = host.bubblewrap(Path("/usr/bin/bwrap"), tmp_path)
+    (missing,) = host.bubblewrap(tmp_path / "bwrap", tmp_path)
+    (old,) = host.bubblewrap(program(tmp_path, '#!/bin/sh\necho "bubblewrap 0.4.1"\n'), tmp_path)
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel" / "unprivileged_userns_clone").write_text("0\n")
+    (closed,) = host.bubblewrap(Path("/usr/bin/bwrap"), tmp_path)
+
+    assert there.grade == Grade.OK
+    for finding in (missing, old, closed):
+        assert finding.grade == Grade.WARN
+        assert "they answer 503" in finding.why
+        assert finding.remedy
+    assert "0.8.0 or newer" in old.why
+
+
 def test_firejail_settings_of_an_ordinary_user(tmp_path: Path) -> None:
     """What cells need and what would be tighter is found in firejail's own settings."""
     (tmp_path / "firejail.config").write_text("# seccomp yes\nseccomp no\njoin no\nforce-nonewprivs yes\n")

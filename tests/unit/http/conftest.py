@@ -13,11 +13,13 @@ from gateway.auth import KeyRing
 from gateway.http.app import build
 from gateway.models import DEFAULT_SCOPES, Scope
 from gateway.services.archives import ArchiveService
+from gateway.services.artifacts import ArtifactService
 from gateway.services.executions import ExecutionService
 from gateway.services.files import FileService
 from gateway.services.kernels import KernelService
 from gateway.services.quotas import Quotas
 from gateway.services.sessions import SessionService
+from gateway.services.workspaces import WorkspaceService
 from gateway.settings import QuotaSettings, ServerSettings, Settings
 from gateway.telemetry import Metrics
 from tests.doubles import ManualClock, MemoryAudit, MemoryHost, MemoryKernel, MemoryStore, kernelspec
@@ -81,7 +83,7 @@ async def opened(*, specs: Any = None, quota: Any = None, **server: Any) -> Asyn
     host = MemoryHost(clock, specs=offered, gate=quotas)
     kernels = KernelService(host, store, clock, settings, quotas, audit=audit)
     keys = KeyRing(store, b"p" * 32, clock)
-    files = FileService(kernels, settings)
+    files = FileService(kernels, settings, audit)
     app = build(
         settings=settings,
         kernels=kernels,
@@ -89,6 +91,8 @@ async def opened(*, specs: Any = None, quota: Any = None, **server: Any) -> Asyn
         sessions=SessionService(kernels, store, clock, audit),
         files=files,
         archives=ArchiveService(files, settings),
+        artifacts=ArtifactService(files),
+        workspaces=WorkspaceService(host, settings, quotas, audit),
         quotas=quotas,
         audit=audit,
         authenticator=keys,

@@ -7,8 +7,10 @@ import json
 from datetime import timedelta
 
 import pytest
-from aiohttp import WSServerHandshakeError
+from aiohttp import WSServerHandshakeError, web
+from aiohttp.test_utils import make_mocked_request
 
+from gateway.http.middleware import protect
 from gateway.models import DEFAULT_SCOPES
 from tests.unit.http.conftest import opened
 from tests.unit.http.test_channels import closing, request, until
@@ -176,3 +178,17 @@ async def test_anothers_starts_keep_nobody_waiting():
 
     assert started == 7
     assert [status for status, _, _ in results].count(201) == 21
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_any_cookie_is_hardened(door, secure):
+    """Whoever sets a cookie: scripts and other sites do not get it, nor does plain HTTP under TLS."""
+    request = make_mocked_request("GET", "/", app=door.app)
+    request = request.clone(scheme="https" if secure else "http")
+    response = web.Response()
+    response.set_cookie("any", "value")
+
+    await protect(request, response)
+
+    cookie = response.cookies["any"]
+    assert (cookie["httponly"], cookie["samesite"], bool(cookie["secure"])) == (True, "Strict", secure)

@@ -12,12 +12,15 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
+from aiohttp.test_utils import TestServer
 
+from gateway.auth import COOKIE
 from gateway.cli.serve import bind
 from gateway.errors import ConfigurationError
 from gateway.http.listener import Listener, neighbourhood
 from gateway.http.tls import Certificates, load
 from gateway.settings import ServerSettings, TlsSettings
+from tests.unit.http.conftest import opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -389,3 +392,24 @@ def test_only_loopback_in_clear():
     for host in ("127.0.0.1", "localhost"):
         bind(host, 0).close()
     bind("0.0.0.0", 0, in_clear=False).close()
+
+
+async def test_under_tls(paper):
+    """HSTS goes with TLS, and a page that came in clear is foreign to a gateway with TLS."""
+    async with opened() as door:
+        door.app.router.freeze()
+        server = TestServer(door.app, scheme="https")
+        await server.start_server(ssl=load(paper.settings()))
+        tls = paper.trusting()
+        async with aiohttp.ClientSession() as session:
+            url = server.make_url("/api/me").with_host("localhost")
+            own = f"https://localhost:{url.port}"
+            by_cookie = {"Cookie": f"{COOKIE}={door.tokens['alice']}"}
+            statuses = {}
+            for origin in (own, own.replace("https", "http"), "https://evil.example"):
+                async with session.get(url, ssl=tls, headers=by_cookie | {"Origin": origin}) as answer:
+                    statuses[origin] = answer.status
+                    assert answer.headers["Strict-Transport-Security"].startswith("max-age=")
+        await server.close()
+
+    assert list(statuses.values()) == [200, 403, 403]
