@@ -1,7 +1,7 @@
-"""The Foundation's figures, in one run on this machine: start, round trip against raw ZMQ, threads, descriptors.
+"""The figures of one run on this machine: start and round trip against raw ZMQ, threads, descriptors.
 
-Usage: .venv/bin/python benchmarks/figures.py [ROUNDS]. Needs what `make test` installs; run it as root or as a
-user, it measures the mode that it runs in.
+Usage: .venv/bin/python benchmarks/figures.py [ROUNDS]. It needs what `make test` installs, and measures the
+mode that it runs in: root's, or a user's.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class Gateway:
     def log(self) -> list[dict[str, Any]]:
         """Return the structured log so far."""
         lines = self.log_path.read_text().splitlines() if self.log_path.exists() else []
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        # a full disk cuts lines off
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
     def command(self, *arguments: str) -> list[str]:
         """Return a `cellblock` command line."""

@@ -55,7 +55,7 @@ class AuditTrail:
         self._taken = self._done = self._waiting_bytes = 0
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._failure: str | None = None
-        self._closing = False
+        self._closing = self._stopped = False
 
     async def start(self) -> None:
         """Begin to write, after the newest record that files or store know. Raises StoreUnavailable."""
@@ -126,16 +126,15 @@ class AuditTrail:
         self._queue.put(None)
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, CLOSE_S)
+        self._stopped = True
         while not self._queue.empty():
             if entry := self._queue.get_nowait():
                 _keep_in_log(entry)
         if self._copier is not None:
-            self._copier.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._copier
-            # what fails now is caught up at the next start
-            with suppress(OSError, StoreUnavailable, Conflict):
-                await self._catch_up()
+            # its last round, which the next start repeats if it fails
+            self._news.set()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._copier, CLOSE_S)
 
     @property
     def _stalled(self) -> str | None:
@@ -219,11 +218,14 @@ class AuditTrail:
 
     async def _follow(self) -> None:
         """Bring the files to the disk and copy them into the store, whenever something was written."""
-        failing = False
-        while True:
+        failing = closing = False
+        while not closing:
             await self._news.wait()
-            await asyncio.sleep(SYNC_S)
+            if not self._closing:
+                await asyncio.sleep(SYNC_S)
             self._news.clear()
+            # a close during this round wants another
+            closing = self._stopped
             try:
                 await self._catch_up()
                 failing = False

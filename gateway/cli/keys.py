@@ -31,7 +31,7 @@ WhichArgument = Annotated[
 ]
 ScopesOption = Annotated[
     list[str] | None,
-    typer.Option("--scopes", metavar="SCOPES", help="kernels, execute, admin; by commas or repeated."),
+    typer.Option("--scopes", metavar="SCOPES", help="kernels, execute, files, admin; by commas or repeated."),
 ]
 ExpiresOption = Annotated[
     str | None,

@@ -126,7 +126,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 async def _examine(settings: Settings, bait: Bait) -> list[Finding]:
-    async with _services(settings) as (kernels, executions):
+    async with services(settings) as (kernels, executions):
         specs, default = kernels.specs(), kernels.default_spec()
         findings = []
         if default not in specs:
@@ -166,7 +166,8 @@ class Unrecorded:
 
 
 @contextlib.asynccontextmanager
-async def _services(settings: Settings) -> AsyncIterator[tuple[KernelService, ExecutionService]]:
+async def services(settings: Settings) -> AsyncIterator[tuple[KernelService, ExecutionService]]:
+    """Give the services of a gateway without doors; its kernels end with it."""
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
         store = await SqlStore.open(settings.store_path)

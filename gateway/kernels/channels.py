@@ -59,6 +59,7 @@ class KernelChannels:
     """Four sockets of one kernel; owns them. Good messages go to `on_message`, others to `on_dropped`.
 
     `on_lost` is called when iopub's connection is gone: the kernel has died, or sent too large a message.
+    Raises zmq.ZMQError where the gateway cannot have the sockets.
     """
 
     def __init__(
@@ -80,16 +81,16 @@ class KernelChannels:
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._monitor: zmq.Socket[bytes] | None = None
         # a fixed identity: whoever adopts the kernel gets the replies that were meant for its predecessor
-        identity = f"cellblock-{Path(connection['ip']).parent.parent.name}".encode()
+        self._identity = f"cellblock-{Path(connection['ip']).parent.parent.name}".encode()
         self._maker = ConnectionFileMixin(context=context)
         self._maker.load_connection_info(cast("KernelConnectionInfo", connection))
         try:
             for channel in CHANNELS:
-                self._open(channel, identity)
+                self._open(channel)
+            self._watch()
         except zmq.ZMQError:
             self.close()
             raise
-        self._watch()
 
     def send(self, message: Message) -> None:
         """Send one message on its channel.
@@ -102,14 +103,16 @@ class KernelChannels:
         # sending may swallow the edge that would have told of something to read
         self._loop.call_soon(self._read, message.channel, socket)
 
-    def reopen(self) -> None:
-        """Subscribe anew: libzmq drops the connection that brings too large a message."""
-        self._unwatch()
-        lost = self._sockets.pop("iopub")
+    def reopen(self, channel: Channel) -> None:
+        """Connect a channel anew: libzmq drops the connection that brings too large a message."""
+        if channel == "iopub":
+            self._unwatch()
+        lost = self._sockets.pop(channel)
         self._loop.remove_reader(lost.fileno())
         lost.close(0)
-        self._open("iopub", b"")
-        self._watch()
+        self._open(channel)
+        if channel == "iopub":
+            self._watch()
 
     def close(self) -> None:
         """Close the sockets. Closing twice is harmless."""
@@ -119,9 +122,9 @@ class KernelChannels:
             socket.close(0)
         self._sockets.clear()
 
-    def _open(self, channel: Channel, identity: bytes) -> None:
+    def _open(self, channel: Channel) -> None:
         connect = getattr(self._maker, f"connect_{channel}")
-        socket = connect() if channel == "iopub" else connect(identity=identity)
+        socket = connect() if channel == "iopub" else connect(identity=self._identity)
         self._sockets[channel] = socket
         self._loop.add_reader(socket.fileno(), self._read, channel, socket)
         self._loop.call_soon(self._read, channel, socket)

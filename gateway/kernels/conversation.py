@@ -29,6 +29,9 @@ from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscr
 REMEMBERED_TIMEOUTS = 1000
 # how long an idle status is waited for that may have been lost with too large a message
 LATE_S = 0.5
+# how long the reply of an idle kernel is waited for
+MUTE_S = 2.0
+TOO_LARGE = "The kernel's reply was too large and was dropped."
 
 
 class Nobody:
@@ -48,7 +51,7 @@ class Conversation:
     """Routes one kernel's messages. It outlives the kernel's runs: every request is answered, come what may.
 
     `transmit` sends a message to the kernel of the moment; `on_overrun` is called for an execution whose
-    time is over.
+    time is over, `on_mute` when a reply does not come from a kernel that has done with the request.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Conversation:
         advice: Advice,
         transmit: Callable[[Message], None],
         on_overrun: Callable[[Pending], None],
+        on_mute: Callable[[], object],
     ) -> None:
         self._kernel_id = kernel_id
         self._owner = owner
@@ -79,6 +83,7 @@ class Conversation:
         self._advice = advice
         self._transmit = transmit
         self._on_overrun = on_overrun
+        self._on_mute = on_mute
         self._requests = Requests(on_release=self._release, on_deadline=self._deadline, on_done=self._record)
         self._subscribers: dict[Subscriber, bool] = {}
         self._timed_out: deque[str] = deque(maxlen=REMEMBERED_TIMEOUTS)
@@ -298,6 +303,8 @@ class Conversation:
             self._requests.begun(pending)
         elif state == "idle":
             self._requests.idle(pending)
+            if not pending.over.is_set():
+                self._presume_reply_soon(pending)
 
     def _say_rest(self, pending: Pending) -> None:
         """Send the mark and the tail of an execution that sent more than is passed on."""
@@ -319,6 +326,21 @@ class Conversation:
         self._requests.replied(pending)
         if pending.lost and not pending.over.is_set():
             self._presume_idle_soon(pending)
+
+    def _presume_reply_soon(self, pending: Pending) -> None:
+        """Reply in the kernel's place where it is idle and its reply does not come: it was too large."""
+
+        def presume() -> None:
+            if pending.over.is_set():
+                return
+            self._on_mute()
+            for answer in answers.for_limit(pending.message, TOO_LARGE, self._session):
+                if answer.channel != "iopub":
+                    pending.status = ExecutionStatus.ERROR
+                    self._deliver(answer, pending.subscriber)
+            self._requests.replied(pending)
+
+        asyncio.get_running_loop().call_later(MUTE_S, presume)
 
     def _presume_idle_soon(self, pending: Pending) -> None:
         """Be idle in the kernel's place for a request that was replied to, unless its idle is only late."""

@@ -13,8 +13,8 @@ from gateway.errors import Conflict, KernelDead, NotFound
 from gateway.models import FileFacts, Walk
 from gateway.ports import OpenFile
 from gateway.sandbox import wire
+from gateway.sandbox.beneath import parts_of, refusal
 from gateway.sandbox.files import encoded, unpacked
-from gateway.sandbox.home import parts_of, refusal
 from gateway.sandbox.link import WardenLink
 
 T = TypeVar("T")

@@ -102,6 +102,7 @@ class LocalKernel:
             advice=Advice(policy, audit, kernel_id),
             transmit=self._transmit,
             on_overrun=lambda pending: self._spawn(self._enforce(pending)),
+            on_mute=lambda: self._running and self._running.reopen("shell"),
         )
 
     # -- what it is ---------------------------------------------------------------------------------------

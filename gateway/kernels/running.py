@@ -11,9 +11,9 @@ from typing import Any
 
 import zmq
 
-from gateway.errors import GatewayError, KernelStartFailed, LimitReached
+from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
 from gateway.kernels.channels import KernelChannels, OnDropped, OnMessage, bound, make_context
-from gateway.models import Message, Usage
+from gateway.models import Channel, Message, Usage
 from gateway.protocol.messages import make
 from gateway.sandbox.link import WardenLink
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
@@ -197,20 +197,31 @@ class RunningCell:
                 asked = self._loop.time()
 
     def _connect(self) -> None:
-        self._channels = KernelChannels(
-            self._wiring.context,
-            self.facts.connection.model_dump(),
-            on_message=self._hear,
-            on_dropped=self._wiring.on_dropped,
-            on_lost=self._lost,
-            max_bytes=self._wiring.max_message_bytes,
-        )
+        try:
+            self._channels = KernelChannels(
+                self._wiring.context,
+                self.facts.connection.model_dump(),
+                on_message=self._hear,
+                on_dropped=self._wiring.on_dropped,
+                on_lost=self._lost,
+                max_bytes=self._wiring.max_message_bytes,
+            )
+        except zmq.ZMQError as error:
+            raise SandboxUnavailable(
+                f"The gateway cannot open a kernel's sockets: {error.strerror}.", reason="no_descriptors"
+            ) from error
+
+    def reopen(self, channel: Channel) -> bool:
+        """Connect a lost channel anew, and tell whether that made sense."""
+        self._losses += 1
+        if self._channels is None or self._exited.is_set() or self._losses > MAX_LOSSES:
+            return False
+        self._channels.reopen(channel)
+        return True
 
     def _lost(self) -> None:
         """Subscribe anew when iopub was lost, unless that is the end of the kernel, or its game."""
-        self._losses += 1
-        if self._channels and not self._exited.is_set() and self._losses <= MAX_LOSSES:
-            self._channels.reopen()
+        if self.reopen("iopub"):
             self._on_lost()
 
     def _ask(self) -> None:

@@ -11,7 +11,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from gateway.errors import BadRequest
 from gateway.models import FileFacts
-from gateway.sandbox.home import Home, facts_of, parts_of, refusal
+from gateway.sandbox.beneath import facts_of, parts_of, refusal
+from gateway.sandbox.home import Home
 from gateway.sandbox.wire import FileOrder, MoveFile, OnPath, OpenFile, PlaceFile, WalkHome
 
 # things that one request removes; who wants more gone asks again

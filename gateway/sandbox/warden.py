@@ -163,10 +163,8 @@ class Warden:
             close_all(given)
 
     async def _do(self, body: Body, given: list[int]) -> Answer:
-        if isinstance(body, FileOrder):
+        if isinstance(body, FileOrder | WorkspaceRequest):
             return await self._on_file(body, given)
-        if isinstance(body, WorkspaceRequest):
-            return self._on_workspaces(body)
         match body:
             case Hello():
                 self._keep_s = body.keep_s
@@ -196,7 +194,9 @@ class Warden:
             raise NotFound(f"There is no cell {body.cell}.", reason="no_cell")
         return cell
 
-    async def _on_file(self, body: FileOrder, given: list[int]) -> Answer:
+    async def _on_file(self, body: FileOrder | WorkspaceRequest, given: list[int]) -> Answer:
+        if isinstance(body, WorkspaceRequest):
+            return self._on_workspaces(body)
         home = self._cell(body).files
         if home is None:
             raise NotFound("The cell is not up.", reason="no_cell")

@@ -71,7 +71,7 @@ class CellFacts(Frozen):
 
 
 class WardenFacts(Frozen):
-    """What a warden is: root's or a user's, with which control groups (None: none), by which settings (a hash)."""
+    """What a warden is: root's or a user's, its control groups (None: none), a hash of its settings."""
 
     privileged: bool
     cgroups: str | None

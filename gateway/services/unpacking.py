@@ -105,7 +105,7 @@ def _whole() -> Iterator[None]:
         yield
     except (zlib.error, zipfile.BadZipFile, tarfile.HeaderError, EOFError) as error:
         raise BadRequest(f"The archive is damaged: {error}.", reason="archive") from None
-    except (NotImplementedError, RuntimeError, OverflowError, ValueError, struct.error) as error:
+    except (LookupError, NotImplementedError, RuntimeError, OverflowError, ValueError, struct.error) as error:
         raise BadRequest("The archive is damaged.", reason="archive") from error
 
 
@@ -174,8 +174,8 @@ def _tar(archive: IO[bytes], tally: Tally) -> Iterator[Item]:
             raise BadRequest("The archive has a sparse file.", reason="archive_type")
         name, size = said.get("path", info.name), int(said.get("size", info.size))
         said = {}
-        is_file = info.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not info.name.endswith("/")
-        if not is_file and info.type not in {tarfile.DIRTYPE, tarfile.AREGTYPE}:
+        is_file = info.type != tarfile.DIRTYPE and not name.endswith("/")
+        if info.type not in {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE}:
             raise BadRequest(
                 f"The archive has a link or a special file: {name[:100]!a}.", reason="archive_type"
             )

@@ -83,7 +83,8 @@ async def test_a_request_to_an_adopted_busy_kernel_waits_its_turn() -> None:
             kernel_id = await client.start()
             async with client.channels(kernel_id) as channels:
                 await channels.execute("import time; time.sleep(4); done = 1")
-                await until_state(client, kernel_id, "busy")
+                # the kernel has it: a gateway that is killed before would take it along
+                await channels.until("execute_input")
                 kill(gateway)
         gateway.start()
 

@@ -81,7 +81,7 @@ async def test_anothers_is_like_what_does_not_exist(
     mine = estate.kernel if "{kernel_id}" in route.path else estate.session
     assert theirs[0] == nothing[0] == 404
     assert theirs[1].replace(mine, "ID") == nothing[1].replace(nowhere, "ID")
-    assert set(json.loads(theirs[1])) == {"message", "reason", "code"}
+    assert route.method == "HEAD" or set(json.loads(theirs[1])) == {"message", "reason", "code"}
     assert theirs[2] == nothing[2]
     after = await client.kernel(estate.kernel)
     assert {key: after[key] for key in after if key != "last_activity"} == {

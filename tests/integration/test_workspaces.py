@@ -215,3 +215,19 @@ def attached(image: Path) -> bool:
         Path(entry).read_text().strip().startswith(str(image))
         for entry in Path("/sys/block").glob("loop*/loop/backing_file")
     )
+
+
+async def test_adoption() -> None:
+    """The next gateway finds the kernel's files and workspace, and a restart there begins in the same one."""
+    with running() as own:
+        async with own.client() as client:
+            kernel = await client.start(workspace="w")
+            await client.out(kernel, "open('x', 'w').write('1')")
+        own.end(signal.SIGKILL)
+        own.start()
+        async with own.client() as client:
+            assert (await client.kernel(kernel))["workspace"] == "w"
+            async with client.http.get(f"/api/kernels/{kernel}/files/x") as response:
+                assert await response.read() == b"1"
+            await client.json("POST", f"/api/kernels/{kernel}/restart")
+            assert await client.out(kernel, "print(open('x').read())") == "1\n"

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.doctor import bait
 from tests.gateway import new_state_dir, running
-from tests.security import bait
 from tests.security import test_escapes as table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from gateway.doctor.attacks import Attack
+
 SPEC = "python3-bubblewrap"
-# The kernel is the second process of a bubblewrap cell, so low numbers are its own threads: /proc does not
-# list these, and a signal may be sent to them. They are no host's processes, which is what p01 is about.
-OWN_THREADS = {
-    "p01": (
-        "if x.isdigit()]): continue",
-        "if x.isdigit()]) or os.path.exists(f'/proc/self/task/{pid}'): continue",
-    )
-}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +40,10 @@ async def arena(found: dict[str, str]) -> AsyncIterator[table.Arena]:
             yield arena
 
 
-@pytest.mark.parametrize("probe", table.HELD, ids=lambda probe: probe["id"])
-async def test_probe(arena: table.Arena, probe: dict[str, Any]) -> None:
+@pytest.mark.parametrize("attack", table.HELD, ids=lambda attack: attack.id)
+async def test_attack(arena: table.Arena, attack: Attack) -> None:
     """The attack fails in a bubblewrap cell as it does in firejail's."""
-    code = probe["code"].replace(*OWN_THREADS.get(probe["id"], ("", "")))
-    await table.test_probe(arena, {**probe, "code": code})
+    await table.withstand(arena, attack, backend="bubblewrap")
 
 
 async def test_attacks_leave_the_victim_as_it_was(arena: table.Arena) -> None:

@@ -1,4 +1,4 @@
-"""Attacks from inside a cell, beside a victim of another principal's: probes.json says what and why.
+"""Attacks from inside a cell, beside a victim of another principal's: gateway/doctor/attacks.json has them.
 
 Every probe runs as a cell's code. The hazardous ones run only after the cell was seen confined from outside;
 without a cell only the others do, in the negative control.
@@ -8,69 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import pwd
 import re
 import shutil
 import subprocess
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from gateway.doctor import attacks, bait
+from gateway.doctor.assault import Cell, look, names_of
+from gateway.models import ExecutionResult
 from gateway.sandbox.link import WardenLink
-from gateway.sandbox.profile import shipped_dir
 from tests.gateway import Client, Gateway, new_state_dir, running
-from tests.security import bait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-PROBES: list[dict[str, Any]] = json.loads(Path(__file__).with_name("probes.json").read_text())
+    from gateway.doctor.attacks import Attack
+
+ATTACKS = attacks.load()
 KERNEL_ENV = Path("/srv/cellblock/envs/python3")
 ROOT = os.geteuid() == 0
-# these leave the kernel broken or its cell full, so each gets a kernel of its own
-CONSUMED = {"exhaustion", "protocol"}
 # what an ordinary user without any cell gets, at the least
 RED_WITHOUT_CELL = {"f02", "f05", "e01", "e05", "n01", "n02", "n03", "n05", "n06", "c01", "c10"}
+LEAST_RED = 35
 VICTIM_LATENCY_S = 3.0
 RSS_GROWTH = 256 << 20
 LOG_GROWTH = 32 << 10
 LOG_PER_ANSWER = 2 << 10
-# what single-tenant mode does not hold (see docs/security.md): there is one user, and without a group of its
-# own a cell's memory, files and sockets' directory are bounded by process and not as a whole
-SINGLE_TENANT_OPEN = {"e04", "f06", "z06", "r01", "r05"}
-HELD = [probe for probe in PROBES if ROOT or probe["id"] not in SINGLE_TENANT_OPEN]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A live kernel as the host sees it."""
-
-    kernel: str
-    cell: str
-    ipc: Path
-    key: str
-    pid: int
-
-    def status(self) -> dict[str, str]:
-        """Return the kernel's /proc/PID/status."""
-        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
-        return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-
-    def confined(self) -> bool:
-        """Tell from outside whether it is safe to let it do hazardous things."""
-        facts = self.status()
-        return (
-            facts["NoNewPrivs"] == "1"
-            and facts["Seccomp"] == "2"
-            and int(facts["CapBnd"], 16) == 0
-            and len(facts["NSpid"].split()) > 1
-            and "0" not in facts["Uid"].split()
-        )
+HELD = [attack for attack in ATTACKS if ROOT or not attack.single_tenant]
 
 
 class Arena:
@@ -111,38 +81,23 @@ class Arena:
         ready = [line for line in self.gateway.log() if line.get("event") == "kernel ready"]
         cell = next(line["cell"] for line in reversed(ready) if line["kernel"] == kernel)
         link = WardenLink(self.gateway.state_dir / "warden" / "warden.sock", keep_s=60)
-        facts, pidfd = await link.adopt(cell)
         try:
-            info = Path(f"/proc/self/fdinfo/{pidfd}").read_text()
+            return await look(link, cell)
         finally:
-            os.close(pidfd)
             link.close()
-        pid = int(re.search(r"^Pid:\s*(\d+)", info, re.MULTILINE)[1])  # type: ignore[index]
-        return Cell(kernel, cell, Path(facts.connection.ip).parent, facts.connection.key, pid)
 
-    def fill(self, code: str, attacker: Cell) -> str:
-        """Write what the placeholders stand for into a probe's code."""
+    def fill(self, attack: Attack, attacker: Cell, *, backend: str) -> str:
+        """Write what the placeholders stand for into an attack's code."""
         assert self.gateway.process is not None
-        names = {
-            **self._bait,
-            "IPC": attacker.ipc,
-            "BASE": attacker.ipc.parent,
-            "KID": attacker.cell,
-            "KEY": attacker.key,
-            "OTHER_IPC": self.victim.ipc,
-            "OTHER_HOME": self.victim.ipc.parent / "h",
-            "OTHER_KID": self.victim.cell,
-            "OTHER_KEY": self.victim.key,
-            "OTHER_USER": pwd.getpwuid(int(self.victim.status()["Uid"].split()[0])).pw_name,
-            "GW_PORT": self.gateway.url.rsplit(":", 1)[1],
-            "GW_PID": self.gateway.process.pid,
-            "HOST_KPID": self.victim.pid,
-            "PROFILE": shipped_dir() / "default.toml",
-            "KERNEL_ENV": KERNEL_ENV.resolve(),
-        }
-        for name, value in names.items():
-            code = code.replace(f"@@{name}@@", str(value))
-        assert "@@" not in code
+        names = names_of(
+            attacker,
+            self.victim,
+            port=self.gateway.url.rsplit(":", 1)[1],
+            gateway=self.gateway.process.pid,
+            environment=KERNEL_ENV.resolve(),
+        )
+        code = attack.filled({**names, **self._bait}, backend=backend)
+        assert re.search("@@[A-Z_]+@@", code) is None
         return code
 
     async def slowest_answer(self, until: asyncio.Event) -> tuple[float, int]:
@@ -185,42 +140,33 @@ async def arena(found: dict[str, str]) -> AsyncIterator[Arena]:
             yield arena
 
 
-def outcome(result: dict[str, Any]) -> str:
-    """Return all that an execution said, and DEAD or GATEWAY where it could not end by itself."""
-    words = [result["stdout"], result["stderr"]]
-    if result["error"]:
-        words += [result["error"]["ename"], result["error"]["evalue"]]
-    words += {"dead": ["DEAD"], "timeout": ["GATEWAY"]}.get(result["status"], [])
-    if result["reason"] in ("oom", "killed", "crashed"):
-        words.append("DEAD")
-    return "\n".join(words)
-
-
-@pytest.mark.parametrize("probe", HELD, ids=lambda probe: probe["id"])
-async def test_probe(arena: Arena, probe: dict[str, Any]) -> None:
+@pytest.mark.parametrize("attack", HELD, ids=lambda attack: attack.id)
+async def test_attack(arena: Arena, attack: Attack) -> None:
     """The attack fails as expected; meanwhile the victim answers, and the gateway stays small."""
-    attacker = await arena.attacker(fresh=probe["group"] in CONSUMED)
+    await withstand(arena, attack, backend="firejail")
+
+
+async def withstand(arena: Arena, attack: Attack, *, backend: str) -> None:
+    """Make an attack and assert that it fails."""
+    attacker = await arena.attacker(fresh=attack.consumes)
     assert attacker.confined()
     assert attacker.status()["Uid"] != arena.victim.status()["Uid"] or not ROOT
     resident, logged = arena.weight()
     over = asyncio.Event()
     watching = asyncio.create_task(arena.slowest_answer(over))
     try:
-        code = arena.fill(probe["code"], attacker)
-        result = await arena.alice.run(attacker.kernel, code, timeout_s=probe["timeout"])
+        code = arena.fill(attack, attacker, backend=backend)
+        result = await arena.alice.run(attacker.kernel, code, timeout_s=attack.timeout)
     finally:
         over.set()
         slowest, answers = await watching
-    said = outcome(result)
 
-    assert "BREACH" not in said, probe["why"]
-    assert re.search(probe["check"], said), said
-    assert "FORGED" not in said
+    assert attack.failure(attacks.outcome(ExecutionResult.model_validate(result))) == "", attack.why
     assert slowest < VICTIM_LATENCY_S
     grown, longer = arena.weight()
     assert grown - resident < RSS_GROWTH
     assert longer - logged < LOG_GROWTH + answers * LOG_PER_ANSWER
-    if probe["group"] in CONSUMED:
+    if attack.consumes:
         await arena.end_attacker()
 
 
@@ -267,25 +213,25 @@ def test_probes_go_red_without_a_cell(found: dict[str, str]) -> None:
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "CB_CANARY": "sing"}
     names = {**found, "GW_PORT": found["BAIT_PORT"], "KEY": "none", "OTHER_USER": "root"}
     red = set()
-    for probe in PROBES:
-        if probe["hazard"] or probe["group"] in CONSUMED:
+    for attack in ATTACKS:
+        if attack.hazard or attack.consumes:
             continue
-        code = probe["code"]
         # the gateway's port is the bait's here, on the address of the bait
-        code = code.replace("'127.0.0.1',@@GW_PORT@@", "'@@BAIT_ADDR@@',@@GW_PORT@@")
-        for name, value in names.items():
-            code = code.replace(f"@@{name}@@", value)
+        here = attack.model_copy(
+            update={"code": attack.code.replace("'127.0.0.1',@@GW_PORT@@", "'@@BAIT_ADDR@@',@@GW_PORT@@")}
+        )
         with contextlib.suppress(subprocess.TimeoutExpired):
             done = subprocess.run(
-                [*drop, "/usr/bin/python3", "-I", "-c", code],
+                [*drop, "/usr/bin/python3", "-I", "-c", here.filled(names)],
                 capture_output=True,
                 text=True,
-                timeout=probe["timeout"],
+                timeout=attack.timeout,
                 env=environment,
                 cwd="/tmp",
                 check=False,
             )
             if "BREACH" in done.stdout:
-                red.add(probe["id"])
+                red.add(attack.id)
 
     assert red >= RED_WITHOUT_CELL, RED_WITHOUT_CELL - red
+    assert len(red) >= LEAST_RED, sorted(red)

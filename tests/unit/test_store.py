@@ -249,11 +249,12 @@ asyncio.run(main())
 
 
 async def test_an_older_store_is_brought_up(path, store):
-    """A store of version 1 keeps its kernels and gets what version 2 has; opening it again is harmless."""
+    """A store of version 1 keeps its kernels and gets what is new; opening it again is harmless."""
     await store.put_kernel(a_kernel(env={"KERNEL_X": "1"}))
     await store.close()
     with sqlite3.connect(path) as old:
         old.execute("ALTER TABLE kernels DROP COLUMN secret_names")
+        old.execute("ALTER TABLE kernels DROP COLUMN workspace")
         old.execute("DROP TABLE audit")
         old.execute("UPDATE schema SET version = 1")
     old.close()

@@ -74,7 +74,7 @@ async def test_scopes_and_expiry(cellblock: Command, state: str) -> None:
     ("args", "says"),
     [
         (("bad name",), "A key's name must be"),
-        (("x", "--scopes", "root"), "Unknown scopes: 'root'. The scopes are kernels, execute, admin."),
+        (("x", "--scopes", "root"), "Unknown scopes: 'root'. The scopes are kernels, execute, files, admin."),
         (("x", "--expires", "soon"), "'soon' is not an expiry"),
         (("x", "--expires", "2020-01-01"), "has passed already"),
     ],
@@ -107,7 +107,7 @@ async def test_ls_and_revoke(cellblock: Command, state: str) -> None:
     table = (await cellblock("keys", "ls", "--state-dir", state)).out
 
     assert [line.split()[:3] for line in table.splitlines()[1:]] == [
-        [key_id, "carol", "execute,kernels"] for key_id in ids
+        [key_id, "carol", "execute,files,kernels"] for key_id in ids
     ]
     assert not any(token.split("_", 2)[2] in table for token in tokens)
 

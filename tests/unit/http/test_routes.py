@@ -30,6 +30,7 @@ def filled(route: Route, **values: str) -> str:
             "session_id": MISSING,
             "name": "python3",
             "file": "x",
+            "path": "x",
             "execution_id": "none",
         }
         | values
@@ -89,8 +90,9 @@ async def test_what_is_anothers_is_what_does_not_exist(door, route):
 
     assert theirs[0] == missing[0] == 404
     ours = ids[route.access.parameter]
-    assert theirs[1]["message"].replace(ours, MISSING) == missing[1]["message"]
-    assert theirs[1]["code"] == missing[1]["code"] == "not_found"
+    if route.method != "HEAD":
+        assert theirs[1]["message"].replace(ours, MISSING) == missing[1]["message"]
+        assert theirs[1]["code"] == missing[1]["code"] == "not_found"
     assert len(door.host.kernels) == before
     assert not any(
         kernel.interrupts or kernel.restarts or kernel.sent for kernel in door.host.kernels.values()

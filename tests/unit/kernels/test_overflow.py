@@ -21,7 +21,7 @@ def test_output_passes_until_the_limit() -> None:
 
 
 def test_beyond_the_limit_only_the_tail_is_kept() -> None:
-    """What comes after the limit is kept back; of that only the last bytes survive, and the rest is counted."""
+    """What comes after the limit is kept back; of that the last survives, the rest is counted."""
     overflow = Overflow(10_000)
     messages = [output(10_000) for _ in range(100)]
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import BadRequest, PreconditionFailed
-from gateway.sandbox.home import Home, openat2, opened, parts_of, refusal, renameat2
+from gateway.sandbox.beneath import openat2, opened, parts_of, refusal, renameat2
+from gateway.sandbox.home import Home
 from gateway.sandbox.packets import beside
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Bait that no cell may take: listeners, memory and sockets of the host's, made and removed by the runner."""
+"""Bait that no cell may take: listeners, memory and sockets, laid and removed by who attacks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def documentation_address() -> Iterator[str]:
 def laid(directory: Path) -> Iterator[dict[str, str]]:
     """Lay out the bait; give the placeholders that name it. `directory` is for the path socket."""
     token = secrets.token_hex(6)
-    memory = Path(f"/dev/shm/cellblock-bait-{token}")
+    memory = Path(f"/dev/shm/cellblock-bait-{token}")  # noqa: S108 - where a cell may not see it
     key = secrets.randbelow(1 << 30) + 1
     with contextlib.ExitStack() as stack:
         address = stack.enter_context(documentation_address())
