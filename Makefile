@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint demo lock
+.PHONY: help setup run test lint audit demo lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,10 @@ lint: ## set up and check style, types, layers and spelling
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/codespell
+
+audit: ## look for secrets in tracked files and known vulnerabilities of what is locked
+	@scripts/setup --lint
+	@$(PYTHON) scripts/audit.py
 
 demo: ## run the example notebooks through a gateway of their own
 	@scripts/demo

@@ -19,10 +19,18 @@ def pytest_sessionstart() -> None:
         pytest.exit("firejail is not installed; run `make setup`", returncode=3)
 
 
+# many tests share one principal's minute
+ROOM = {
+    "CELLBLOCK_KERNELS__MAX_KERNELS_PER_OWNER": "50",
+    "CELLBLOCK_QUOTAS__EXECUTIONS_PER_MINUTE": "unlimited",
+    "CELLBLOCK_QUOTAS__STARTS_PER_MINUTE": "unlimited",
+}
+
+
 @pytest.fixture(scope="session")
 def gateway() -> Iterator[Gateway]:
     """A gateway that many tests share; a test that kills or configures takes one of its own."""
-    with running("--no-keep", env={"CELLBLOCK_KERNELS__MAX_KERNELS_PER_OWNER": "50"}) as shared:
+    with running("--no-keep", env=ROOM) as shared:
         yield shared
 
 

@@ -76,7 +76,7 @@ def remains(gateway: Gateway) -> dict[str, int]:
         "warden descriptors": sum(entries(PROC / str(pid) / "fd") for pid in pids[1:]),
         "threads": sum(entries(PROC / str(pid) / "task") for pid in pids),
         "children": sum(len(children_of(pid)) for pid in pids[1:]),
-        "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
+        "mounts": Path("/proc/self/mountinfo").read_text().count(gateway.tree),
         "cgroups": len(cells_of(gateway)),
         "directories": len(directories_of(gateway)),
     }

@@ -79,7 +79,7 @@ def serve(
     )
     daemon.ensure(settings)
     as_service_user(settings)
-    # a kernel takes about a dozen descriptors, and a soft limit is often 1024
+    # a kernel takes some sixteen descriptors, and a soft limit is often 1024
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     configure_logging(settings.log)

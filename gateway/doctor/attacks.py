@@ -14,13 +14,16 @@ from gateway.models import DeathReason, ExecutionResult, ExecutionStatus, Frozen
 TABLE = Path(__file__).with_name("attacks.json")
 # each of these leaves its kernel broken or its cell full, so it gets a kernel of its own
 CONSUMING = frozenset({"exhaustion", "protocol"})
-# The kernel is the second process of a bubblewrap cell, so low numbers are its own threads: /proc does not
-# list these, and a signal may be sent to them. They are no host's processes, which is what p01 is about.
+# p01: the kernel is the second process of a bubblewrap cell, so low numbers are its own threads: /proc does
+# not list these, and a signal may be sent to them. They are no host's processes, which is what p01 is about.
+# z04: /tmp is a tmpfs of the cell's, with mount points for what lies below it; the host's directories are not
+# what is changed there.
 IN_BUBBLEWRAP = {
     "p01": (
         "if x.isdigit()]): continue",
         "if x.isdigit()]) or os.path.exists(f'/proc/self/task/{pid}'): continue",
-    )
+    ),
+    "z04": ("print('BREACH')", "print('HARMLESS' if d.startswith('/tmp/') else 'BREACH')"),
 }
 _KILLED = {DeathReason.OOM, DeathReason.KILLED, DeathReason.CRASHED}
 

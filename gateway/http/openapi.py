@@ -97,7 +97,7 @@ def _response(content: type[BaseModel] | str | None, schemas: dict[type[BaseMode
         case None:
             return {"description": "Done."}
         case str():
-            return {"description": "The content.", "content": {content: {}}}
+            return {"description": "The content.", "content": {kind: {} for kind in content.split(", ")}}
         case _:
             return {"description": "The answer.", "content": _json(schemas[content])}
 

@@ -285,7 +285,7 @@ ROUTES: tuple[Route, ...] = (
         archives.download_archive,
         owner("kernel_id", Scope.FILES),
         "Download a directory of a kernel's home as an archive.",
-        {200: "application/octet-stream"},
+        {200: "application/gzip, application/zip"},
         "files",
         query={"path": "The directory; the home itself when left out.", "format": "tar.gz or zip."},
     ),

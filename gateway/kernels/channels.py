@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import zmq
-from jupyter_client.connect import ConnectionFileMixin, KernelConnectionInfo
+from jupyter_client.connect import channel_socket_types
 
 from gateway.models import CHANNELS, Channel, Message
 from gateway.protocol.messages import MAX_BUFFERS, MAX_IDENTS, MalformedMessage, Signer, parse, to_frames
@@ -55,11 +56,23 @@ def bound(ip: str) -> bool:
     return True
 
 
+def door(name: str) -> int:
+    """Return a descriptor of a bound socket, for the path by which to connect to that and to nothing else.
+
+    Between a look at a name and the connecting, its owner could put a link there. Raises OSError.
+    """
+    descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
+    return descriptor
+
+
 class KernelChannels:
     """Four sockets of one kernel; owns them. Good messages go to `on_message`, others to `on_dropped`.
 
     `on_lost` is called when iopub's connection is gone: the kernel has died, or sent too large a message.
-    Raises zmq.ZMQError where the gateway cannot have the sockets.
+    Raises OSError and zmq.ZMQError where the sockets cannot be had.
     """
 
     def __init__(
@@ -78,17 +91,18 @@ class KernelChannels:
         self._on_dropped = on_dropped
         self._on_lost = on_lost
         self._max_bytes = max_bytes
+        self._context = context
+        self._connection = connection
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._doors: dict[Channel, int] = {}
         self._monitor: zmq.Socket[bytes] | None = None
         # a fixed identity: whoever adopts the kernel gets the replies that were meant for its predecessor
         self._identity = f"cellblock-{Path(connection['ip']).parent.parent.name}".encode()
-        self._maker = ConnectionFileMixin(context=context)
-        self._maker.load_connection_info(cast("KernelConnectionInfo", connection))
         try:
             for channel in CHANNELS:
                 self._open(channel)
             self._watch()
-        except zmq.ZMQError:
+        except (OSError, zmq.ZMQError):
             self.close()
             raise
 
@@ -98,18 +112,22 @@ class KernelChannels:
         Raises:
             zmq.Again: the kernel takes no more for now.
         """
-        socket = self._sockets[message.channel]
+        socket = self._sockets.get(message.channel)
+        if socket is None:
+            # it was lost, and could not be had again
+            raise zmq.Again
         socket.send_multipart(to_frames(message, self._signer), zmq.NOBLOCK)
         # sending may swallow the edge that would have told of something to read
         self._loop.call_soon(self._read, message.channel, socket)
 
     def reopen(self, channel: Channel) -> None:
-        """Connect a channel anew: libzmq drops the connection that brings too large a message."""
+        """Connect a channel anew: libzmq drops the connection that brings too large a message.
+
+        Raises OSError and zmq.ZMQError where that cannot be; the channel stays closed then.
+        """
         if channel == "iopub":
             self._unwatch()
-        lost = self._sockets.pop(channel)
-        self._loop.remove_reader(lost.fileno())
-        lost.close(0)
+        self._shut(channel)
         self._open(channel)
         if channel == "iopub":
             self._watch()
@@ -117,15 +135,25 @@ class KernelChannels:
     def close(self) -> None:
         """Close the sockets. Closing twice is harmless."""
         self._unwatch()
-        for socket in self._sockets.values():
+        for channel in CHANNELS:
+            self._shut(channel)
+
+    def _shut(self, channel: Channel) -> None:
+        if socket := self._sockets.pop(channel, None):
             self._loop.remove_reader(socket.fileno())
             socket.close(0)
-        self._sockets.clear()
+        if descriptor := self._doors.pop(channel, None):
+            os.close(descriptor)
 
     def _open(self, channel: Channel) -> None:
-        connect = getattr(self._maker, f"connect_{channel}")
-        socket = connect() if channel == "iopub" else connect(identity=self._identity)
-        self._sockets[channel] = socket
+        # held for as long as the socket, which connects in a thread of libzmq's
+        self._doors[channel] = door(f"{self._connection['ip']}-{self._connection[f'{channel}_port']}")
+        socket = self._sockets[channel] = self._context.socket(channel_socket_types[channel])
+        if channel == "iopub":
+            socket.subscribe(b"")
+        else:
+            socket.identity = self._identity
+        socket.connect(f"ipc:///proc/self/fd/{self._doors[channel]}")
         self._loop.add_reader(socket.fileno(), self._read, channel, socket)
         self._loop.call_soon(self._read, channel, socket)
 

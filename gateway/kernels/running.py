@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -206,9 +207,13 @@ class RunningCell:
                 on_lost=self._lost,
                 max_bytes=self._wiring.max_message_bytes,
             )
-        except zmq.ZMQError as error:
-            raise SandboxUnavailable(
-                f"The gateway cannot open a kernel's sockets: {error.strerror}.", reason="no_descriptors"
+        except (OSError, zmq.ZMQError) as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise SandboxUnavailable(
+                    "The gateway has no descriptors left.", reason="no_descriptors"
+                ) from error
+            raise KernelStartFailed(
+                f"The kernel's sockets cannot be used: {error.strerror}.", reason="sockets"
             ) from error
 
     def reopen(self, channel: Channel) -> bool:
@@ -216,7 +221,11 @@ class RunningCell:
         self._losses += 1
         if self._channels is None or self._exited.is_set() or self._losses > MAX_LOSSES:
             return False
-        self._channels.reopen(channel)
+        try:
+            self._channels.reopen(channel)
+        except (OSError, zmq.ZMQError):
+            # the kernel goes on to its deadlines
+            return False
         return True
 
     def _lost(self) -> None:

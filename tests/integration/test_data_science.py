@@ -59,9 +59,10 @@ print(cross_val_score(model, x, y, cv=3, n_jobs=2).round(4))
 model.fit(x, y).predict(x[:3])
 """,
     "fork: children print, and give results": """
-import multiprocessing
+import multiprocessing, sys
 def square(n):
-    print("child has", n, flush=True)
+    sys.stdout.write(f"child has {n}\\n")  # at once: two children's prints may come in each other's middle
+    sys.stdout.flush()
     return n * n
 context = multiprocessing.get_context("fork")
 with context.Pool(2) as pool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gateway.doctor.attacks import load
 from gateway.doctor.trial import load_probes
 from tests.gateway import COMMAND, Gateway, new_state_dir
 from tests.security import standins
@@ -123,3 +124,41 @@ def test_nothing_is_left(place: Path) -> None:
 
     assert list(place.iterdir()) == []
     assert Gateway(state_dir=place).warden_pids() == []
+
+
+def test_attacks_are_counted(place: Path) -> None:
+    """`--attack` makes the whole table in cells of a profile, and nothing of it is left."""
+    done = examine("--attack", "--profile", "scientific", "--json", CELLBLOCK_STATE_DIR=str(place / "state"))
+
+    report = json.loads(done.stdout)
+    assert done.returncode == 0, [found for found in report["attacks"] if found["verdict"] != "held"]
+    assert report["holds"]
+    assert report["profile"] == "scientific"
+    assert [found["id"] for found in report["attacks"]] == [attack.id for attack in load()]
+    allowed = {"held"} if report["multi_tenant"] else {"held", "open in single-tenant mode"}
+    assert {found["verdict"] for found in report["attacks"]} <= allowed
+    assert list(place.iterdir()) == []
+    assert Gateway(state_dir=place).warden_pids() == []
+
+
+def test_attacks_that_succeed_are_told(place: Path) -> None:
+    """Where firejail forgets a line, `--attack` fails and says which attack got through."""
+    firejail = standins.install(place / "bin" / "firejail", standins.without("'--hostname=kernel'"))
+
+    done = examine(
+        "--attack", CELLBLOCK_SANDBOX__FIREJAIL=str(firejail), CELLBLOCK_STATE_DIR=str(place / "state")
+    )
+
+    assert done.returncode == 1, done.stdout
+    assert "e05 FAILED: host identity" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("option", [("--profile", "nowhere"), ("--kernel", "nowhere")])
+def test_attack_on_what_is_not_there(option: tuple[str, str], place: Path) -> None:
+    """A profile or kernelspec that does not exist is a sentence and exit code 2."""
+    done = examine("--attack", *option, CELLBLOCK_STATE_DIR=str(place / "state"))
+
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Faults of the machine: what is stopped, full, used up, locked or damaged has a defined outcome, and passes."""
+"""Faults of the machine: what is stopped, full, used up, locked or damaged has a defined outcome."""
 
 from __future__ import annotations
 
@@ -336,7 +336,7 @@ async def test_connections_that_take_every_descriptor() -> None:
 
 @pytest.mark.parametrize("spare", [0, 1, 2, 4, 6, 8, 10, 12, 14])
 async def test_a_start_without_descriptors(spare: int) -> None:
-    """A kernel for which there are no descriptors is refused with 5xx and leaves no cell; the others go on."""
+    """A kernel for which there are no descriptors is refused with 5xx and leaves no cell; others go on."""
     with running("--no-keep", env={"CELLBLOCK_KERNELS__READY_TIMEOUT_S": "5"}) as gateway:
         async with gateway.client() as client:
             kernel = await client.start()
@@ -386,7 +386,7 @@ async def test_a_store_that_another_process_locks() -> None:
 
 
 async def test_a_damaged_store() -> None:
-    """A store that is damaged while it is used lets nobody in that it cannot check, says so, and stops nothing."""
+    """A store that is damaged while in use lets nobody in unchecked, says so, and stops nothing."""
     with running("--no-keep") as gateway:
         async with gateway.client() as client, gateway.client("bob") as bob:
             kernel = await client.start()

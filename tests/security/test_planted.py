@@ -1,4 +1,4 @@
-"""What a kernel plants for those after it: its own next run, the next owner of its uid, the next holder of a key."""
+"""What a kernel plants for who comes after it: its next run, its uid's next owner; and a key's successor."""
 
 from __future__ import annotations
 
@@ -202,26 +202,30 @@ async def test_key_rotation_with_open_sockets() -> None:
         async with gateway.client() as before, gateway.client(scopes=SCOPES) as after:
             kernel = await before.start()
             await before.run(kernel, "n = 0")
-            async with before.channels(kernel, session_id="a") as losing:
-                async with after.channels(kernel, session_id="b") as staying:
-                    await losing.execute(
-                        "import time\nwhile n < 80:\n    n += 1; print(n, flush=True); time.sleep(0.1)"
-                    )
-                    await staying.until("stream")
-                    revoke = gateway.command("keys", "revoke", old.split("_")[1])
-                    await asyncio.to_thread(
-                        subprocess.run,
-                        [*revoke, "--state-dir", str(gateway.state_dir)],
-                        check=True,
-                        capture_output=True,
-                    )
-                    begun = time.monotonic()
-                    assert await losing.closing() == 1008
-                    assert time.monotonic() - begun < 2
+            async with (
+                before.channels(kernel, session_id="a") as losing,
+                after.channels(kernel, session_id="b") as staying,
+            ):
+                await losing.execute(
+                    "import time\nwhile n < 80:\n    n += 1; print(n, flush=True); time.sleep(0.1)"
+                )
+                await staying.until("stream")
+                # who reads takes part in the closing; who does not is cut off
+                closed = asyncio.create_task(losing.closing(30))
+                revoke = gateway.command("keys", "revoke", old.split("_")[1])
+                await asyncio.to_thread(
+                    subprocess.run,
+                    [*revoke, "--state-dir", str(gateway.state_dir)],
+                    check=True,
+                    capture_output=True,
+                )
+                begun = time.monotonic()
+                assert await closed == 1008
+                assert time.monotonic() - begun < 2
 
-                    await before.json("GET", "/api/kernels", status=401)
-                    # what the old key began goes on, and the new key's socket has missed nothing
-                    await staying.until("stream")
-                    assert [model["id"] for model in await after.json("GET", "/api/kernels")] == [kernel]
-                    done = await staying.until_done(await staying.execute("print('n is', n)"))
-                    assert text_of(done) == "n is 80\n"
+                await before.json("GET", "/api/kernels", status=401)
+                # what the old key began goes on, and the new key's socket has missed nothing
+                await staying.until("stream")
+                assert [model["id"] for model in await after.json("GET", "/api/kernels")] == [kernel]
+                done = await staying.until_done(await staying.execute("print('n is', n)"))
+                assert text_of(done) == "n is 80\n"

@@ -147,7 +147,9 @@ async def test_something_else_listens() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8888", "ftp://x", "http://", "http://u:p@h", "http://h/?q=1", "http://h:99999"]
+    "url",
+    # pragma: allowlist nextline secret
+    ["", "localhost:8888", "ftp://x", "http://", "http://u:p@h", "http://h/?q=1", "http://h:99999"],
 )
 def test_urls_that_are_none(url: str) -> None:
     """What is not a gateway's URL is refused at once, and never repeated: it may hold a password."""

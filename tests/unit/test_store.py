@@ -390,10 +390,10 @@ async def test_place_that_cannot_be_made(tmp_path):
     [
         "sqlite+aiosqlite://",
         "sqlite+aiosqlite:///:memory:",
-        "nosuch://u:hunter2@h/d",
+        "nosuch://u:hunter2@h/d",  # pragma: allowlist secret
         "://",
         "sqlite:///x.db",
-        "mysql://u:hunter2@h/d",
+        "mysql://u:hunter2@h/d",  # pragma: allowlist secret
     ],
 )
 async def test_bad_urls(url, tmp_path, monkeypatch):
