@@ -7,7 +7,6 @@ import io
 import json
 import re
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import pytest
 from yarl import URL
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.gateway import Client, Gateway
 
-RANDOM = str(uuid4())
+RANDOM = "3f0c1b5e-7c41-4f0a-9a53-6f2f0f0e9d11"
 SHAPE = {"message", "reason", "code"}
 # as they stand in the request line: percent-encoded, and already decoded where HTTP allows that
 WEIRD_IDS = (

@@ -438,3 +438,31 @@ async def test_requests_end_when_the_gateway_is_stopped_and_goes_on() -> None:
             assert await asyncio.wait_for(waiting, 10) == "1\n"
             with contextlib.suppress(aiohttp.ClientError):
                 assert (await asked(client, "GET", "/api/kernels"))[0] == 200
+
+
+# -- clocks that are set ----------------------------------------------------------------------------------
+
+
+async def test_a_lifetime_counts_through_restarts_and_gateways() -> None:
+    """A kernel ends at its age, whatever of it is new and whatever the wall clocks of two gateways said."""
+    with running(env={"CELLBLOCK_KERNELS__CULL_INTERVAL_S": "0.2"}) as gateway:
+        async with gateway.client() as client:
+            old = await client.start(limits={"max_lifetime_s": 12})
+            begun = time.monotonic()
+            young = await client.start(limits={"max_lifetime_s": 3600})
+            await asyncio.sleep(5)
+            await client.json("POST", f"/api/kernels/{old}/restart")
+        gateway.end(signal.SIGKILL)
+        with contextlib.closing(sqlite3.connect(store_of(gateway))) as store, store:
+            # as if they were made a year ago, or in a year
+            store.execute("UPDATE kernels SET created_at = '2020-01-01 00:00:00' WHERE id = ?", (young,))
+            store.execute("UPDATE kernels SET created_at = '2100-01-01 00:00:00' WHERE id = ?", (old,))
+        gateway.start()
+        async with gateway.client() as client:
+            assert {model["id"] for model in await client.json("GET", "/api/kernels")} == {old, young}
+            async with asyncio.timeout(30):
+                while old in {model["id"] for model in await client.json("GET", "/api/kernels")}:
+                    await asyncio.sleep(0.1)
+            # five more would have passed since the restart
+            assert 11 < time.monotonic() - begun < 16
+            assert await client.out(young, "print(1)") == "1\n"

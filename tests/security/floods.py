@@ -2,29 +2,6 @@
 
 from __future__ import annotations
 
-# An attacker's own ZMTP, on the connection that the gateway has made to the kernel's iopub socket
-OWN_WIRE = """
-import os, select, socket, struct
-def connections():
-    found = []
-    for name in os.listdir('/proc/self/fd'):
-        try:
-            if not os.readlink('/proc/self/fd/' + name).startswith('socket:['): continue
-            one = socket.socket(fileno=os.dup(int(name)))
-            here, listening = one.getsockname(), one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        except OSError: continue
-        if isinstance(here, str) and here.endswith('-2') and not listening: found.append(one)
-    return found
-def put(one, data):
-    view = memoryview(data)
-    while view:
-        select.select([], [one], [])
-        try: view = view[one.send(view):]
-        except BlockingIOError: pass
-(one, *_) = connections()
-def part(size): return b'\\3' + struct.pack('>Q', size) + bytes(size)
-put(one, b'\\1\\6stream')
-"""
 OWN_MESSAGE = """
 kernel = get_ipython().kernel
 def say(size):
@@ -69,6 +46,4 @@ FLOODS = {
     "messages of a MiB": f"{OWN_MESSAGE}\nfor _ in range(500): say(1 << 20)",
     "raw standard error": "import os\nfor _ in range(200_000): os.write(2, b'x' * 4096)",
     "endless parts": PARTS,
-    "endless parts on the wire": f"{OWN_WIRE}\nfor _ in range(200): put(one, b'\\1\\0' * 32768)",
-    "endless large parts on the wire": f"{OWN_WIRE}\nfor _ in range(500): put(one, part(1 << 20))",
 }
