@@ -1,6 +1,8 @@
 # Every command of the project; each does what it needs first. `make` alone lists them.
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
+# test files that run at once: they wait more than they compute
+JOBS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint audit demo lock
 
@@ -13,9 +15,9 @@ setup: ## install everything that a gateway needs (CELLBLOCK_PREFIX=/srv/cellblo
 run: ## set up and start a gateway (HOST=127.0.0.1 PORT=8888 STATE=directory)
 	@scripts/run
 
-test: ## set up and run all tests (ARGS="-k name" for pytest)
+test: ## set up and run all tests (ARGS="-k name" for pytest, JOBS=3)
 	@scripts/setup --test
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: ## set up and check style, types, layers and spelling
 	@scripts/setup --lint

@@ -55,7 +55,11 @@ class Raw:
     """A kernel without a cell over ipc, by jupyter_client alone: the floor."""
 
     def __init__(self, directory: str) -> None:
-        self.manager = AsyncKernelManager(transport="ipc", kernel_name="raw", shutdown_wait_time=0.5)
+        # set first: the sockets' path is derived from it, or they land in the working directory
+        file = str(Path(directory) / "raw.json")
+        self.manager = AsyncKernelManager(
+            connection_file=file, transport="ipc", kernel_name="raw", shutdown_wait_time=0.5
+        )
         spec = Path(directory) / "kernels" / "raw"
         spec.mkdir(parents=True, exist_ok=True)
         python = str(ENVIRONMENT / "bin" / "python")

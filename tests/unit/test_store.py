@@ -350,7 +350,11 @@ async def test_damaged_file_is_refused_and_leaves_no_thread(path):
     with pytest.raises(StoreUnavailable, match="not a database"):
         await SqlStore.open(path)
 
-    assert not [thread for thread in set(threading.enumerate()) - before if "asyncio" not in thread.name]
+    left = [thread for thread in set(threading.enumerate()) - before if "asyncio" not in thread.name]
+    for thread in left:
+        # told to stop already; it may still be on its way out
+        await asyncio.to_thread(thread.join, 5)
+    assert not [thread for thread in left if thread.is_alive()]
 
 
 async def test_unreadable_record_is_an_error_without_its_secrets(store, path):
