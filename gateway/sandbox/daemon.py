@@ -147,7 +147,8 @@ def build(settings: Settings) -> Warden:
             program = private_copy(program, directory)
     else:
         prepare_own(base)
-    homes = directory / "homes"
+    # firejail replaces /var: a home must lie elsewhere, wherever the state is
+    homes = (base if directory.resolve().parts[1] == "var" else directory) / "homes"
     shutil.rmtree(homes, ignore_errors=True)
     homes.mkdir(mode=0o700)
     log.info("control groups: %s", cgroups.describe() if cgroups else "none: limits are rlimits only")
