@@ -48,7 +48,7 @@ INVALID_PAYLOAD = 1007
 EXPIRED = Close(1008, "The credential has expired or was revoked.")
 MAX_REASON_BYTES = 120  # RFC 6455 allows 123
 FAIR_MESSAGES = 64  # written in one go, before others have their turn
-GRACE_S = 1.0  # for a client to take part in the closing
+GRACE_S = 2.0  # for a client to take part in the closing
 # jupyter_server as a gateway's client dies of a binary frame and drops frames above tornado's 10 MiB.
 TEXT_ONLY_BYTES = (10 << 20) - (64 << 10)
 

@@ -147,8 +147,9 @@ def build(settings: Settings) -> Warden:
             program = private_copy(program, directory)
     else:
         prepare_own(base)
-    # firejail replaces /var: a home must lie elsewhere, wherever the state is
-    homes = (base if directory.resolve().parts[1] == "var" else directory) / "homes"
+    # an ordinary user's homes are directories, and firejail replaces /var, wherever the state is
+    in_var = privilege is None and directory.resolve().parts[1] == "var"
+    homes = (base if in_var else directory) / "homes"
     shutil.rmtree(homes, ignore_errors=True)
     homes.mkdir(mode=0o700)
     log.info("control groups: %s", cgroups.describe() if cgroups else "none: limits are rlimits only")
