@@ -285,10 +285,13 @@ class Channels:
 
     async def closing(self, timeout: float = 10.0) -> int | None:
         """Read on until the gateway closes the socket; return its close code."""
-        deadline = time.monotonic() + timeout
+        deadline, code = time.monotonic() + timeout, None
         while not self.socket.closed:
-            await self.socket.receive(deadline - time.monotonic())
-        return self.socket.close_code
+            frame = await self.socket.receive(deadline - time.monotonic())
+            if frame.type is aiohttp.WSMsgType.CLOSE:
+                # aiohttp itself says 1006 when its own answer to this frame comes too late
+                code = int(frame.data)
+        return self.socket.close_code if code is None else code
 
     async def until_done(self, msg_id: str, timeout: float = 30.0) -> list[Message]:
         """Collect an execution's messages until its reply and its idle status have come."""
