@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 import socket
 import ssl
@@ -47,6 +48,9 @@ from gateway.telemetry import ExecutionLog, Metrics
 
 log = structlog.get_logger()
 
+# mallopt(3); a message of a kernel's may be ten times as large
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 20
+
 
 async def listen(
     runner: web.AppRunner,
@@ -72,6 +76,7 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
     Raises:
         GatewayError: the store, the warden, a profile or a kernelspec cannot be used.
     """
+    give_memory_back()
     clock, metrics = SystemClock(), Metrics()
     has_tls = settings.server.tls.cert is not None
     certificates = await asyncio.to_thread(Certificates, settings.server.tls) if has_tls else None
@@ -206,6 +211,12 @@ def make_host(
         audit=audit,
         gate=gate,
     )
+
+
+def give_memory_back() -> None:
+    """Have malloc return large blocks as they are freed: glibc learns to keep them once it has seen some."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def stop_event() -> asyncio.Event:

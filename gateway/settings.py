@@ -59,7 +59,7 @@ class ServerSettings(Group):
     ping_interval_s: float = Field(30.0, gt=0, description="Seconds between WebSocket pings.")
     drain_s: float = Field(5.0, ge=0, description="Seconds that a SIGTERM waits for running requests.")
     queue_bytes: int = Field(
-        64 << 20, ge=1 << 20, description="Bytes queued for one slow client before output is cut with a mark."
+        16 << 20, ge=1 << 20, description="Bytes queued for one slow client before output is cut with a mark."
     )
     queue_messages: int = Field(20_000, ge=100, description="Messages queued for one slow client, likewise.")
     allow_origins: tuple[str, ...] = Field(
@@ -146,7 +146,7 @@ class KernelsSettings(Group):
     )
     start_queue_s: float = Field(30.0, ge=0, description="Longest wait for that turn; then 429.")
     max_pending: int = Field(1000, ge=1, description="Requests waiting for one kernel; more are refused.")
-    max_message_bytes: int = Field(16 << 20, ge=1 << 20, description="Largest message taken from a kernel.")
+    max_message_bytes: int = Field(8 << 20, ge=1 << 20, description="Largest message taken from a kernel.")
     cull_interval_s: float = Field(5.0, gt=0, description="Seconds between looks at idle and old kernels.")
     cull_connected: bool = Field(False, description="Cull idle kernels that still have a socket attached.")
     env_allowed: tuple[str, ...] = Field(

@@ -253,10 +253,16 @@ class Channels:
         self.socket = socket
         self._framing = framing(protocol)
 
-    async def send(self, channel: str, msg_type: str, content: Mapping[str, Any]) -> str:
+    async def send(
+        self,
+        channel: str,
+        msg_type: str,
+        content: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> str:
         """Send a request and return its msg_id."""
         assert channel in CHANNELS
-        message = make(channel, msg_type, content, parent=None, session="test")  # type: ignore[arg-type]
+        message = make(channel, msg_type, content, parent=None, session="test", metadata=metadata)  # type: ignore[arg-type]
         await self.put(message)
         return message.msg_id
 
@@ -265,9 +271,11 @@ class Channels:
         data = self._framing.encode(message)
         await (self.socket.send_bytes(data) if isinstance(data, bytes) else self.socket.send_str(data))
 
-    async def execute(self, code: str, **content: Any) -> str:
-        """Send an execute_request and return its msg_id."""
-        return await self.send("shell", "execute_request", {"code": code, "silent": False, **content})
+    async def execute(self, code: str, *, timeout_s: float | None = None, **content: Any) -> str:
+        """Send an execute_request, with a deadline of its own perhaps, and return its msg_id."""
+        metadata = {"cellblock": {"timeout_s": timeout_s}} if timeout_s else None
+        fields = {"code": code, "silent": False, **content}
+        return await self.send("shell", "execute_request", fields, metadata)
 
     async def receive(self, timeout: float = 20.0) -> Message:
         """Return the next message. Fails when the socket closes first."""

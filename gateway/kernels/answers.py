@@ -126,7 +126,21 @@ def code_of(request: Message) -> str:
     return code if isinstance(code, str) else ""
 
 
-def notice(text: str, parent: Message | None, session: str) -> Message:
-    """Return a line on stderr, said by the gateway."""
+def notice(text: str, parent: Message | None, session: str, *, cut: bool = False) -> Message:
+    """Return a line on stderr, said by the gateway; `cut` tells programs that output is missing there."""
     content = {"name": "stderr", "text": f"[cellblock] {text}\n"}
-    return make("iopub", "stream", content, parent=parent, session=session)
+    metadata = {"cellblock": {"truncated": True}} if cut else {}
+    return make("iopub", "stream", content, parent=parent, session=session, metadata=metadata)
+
+
+def missing(size: int, parent_header: bytes, parent_id: str, session: str) -> Message:
+    """Return the notice that stands where output was let go of before its client came back."""
+    text = f"{size} bytes of output were lost while this client was not connected."
+    said = notice(text, None, session, cut=True)
+    return replace(said, parent_header=parent_header, parent_id=parent_id)
+
+
+def session_of(reply: Message) -> str | None:
+    """Return the session that asked for what is replied to, by the parent's header."""
+    session = orjson.loads(reply.parent_header).get("session")
+    return session if isinstance(session, str) and session else None

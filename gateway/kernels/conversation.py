@@ -14,6 +14,7 @@ from gateway.kernels.advice import REFUSED, Advice
 from gateway.kernels.overflow import Overflow
 from gateway.kernels.requests import Pending, Requests
 from gateway.models import (
+    Channel,
     DeathReason,
     Execution,
     ExecutionRecord,
@@ -27,8 +28,6 @@ from gateway.models import (
 from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
 
 REMEMBERED_TIMEOUTS = 1000
-# how long an idle status is waited for that may have been lost with too large a message
-LATE_S = 0.5
 # how long the reply of an idle kernel is waited for
 MUTE_S = 2.0
 TOO_LARGE = "The kernel's reply was too large and was dropped."
@@ -51,7 +50,7 @@ class Conversation:
     """Routes one kernel's messages. It outlives the kernel's runs: every request is answered, come what may.
 
     `transmit` sends a message to the kernel of the moment; `on_overrun` is called for an execution whose
-    time is over, `on_mute` when a reply does not come from a kernel that has done with the request.
+    time is over.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class Conversation:
         advice: Advice,
         transmit: Callable[[Message], None],
         on_overrun: Callable[[Pending], None],
-        on_mute: Callable[[], object],
     ) -> None:
         self._kernel_id = kernel_id
         self._owner = owner
@@ -83,7 +81,6 @@ class Conversation:
         self._advice = advice
         self._transmit = transmit
         self._on_overrun = on_overrun
-        self._on_mute = on_mute
         self._requests = Requests(on_release=self._release, on_deadline=self._deadline, on_done=self._record)
         self._subscribers: dict[Subscriber, bool] = {}
         self._timed_out: deque[str] = deque(maxlen=REMEMBERED_TIMEOUTS)
@@ -246,23 +243,20 @@ class Conversation:
             if message.channel == pending.message.channel:
                 self._note_reply(message, pending)
 
-    def lost(self) -> None:
-        """Say that output was lost to its size, and be idle for those requests whose idle went with it."""
-        parent = next((pending.message for pending in self._requests), None)
-        self.notice("A message was too large and was dropped, with output around it.", parent)
-        for pending in self._requests:
-            pending.lost = True
-            if pending.replied:
-                self._presume_idle_soon(pending)
+    def cut(self, channel: Channel) -> None:
+        """Say that a message was too large and was dropped; a reply that went so is made up for later."""
+        if channel == "iopub":
+            parent = next((pending.message for pending in self._requests if pending.working), None)
+            self.notice("A message was too large and was dropped.", parent, cut=True)
 
     def broadcast(self, message: Message) -> None:
         """Deliver an iopub message to everybody."""
         for subscriber in list(self._subscribers):
             subscriber.deliver(message)
 
-    def notice(self, text: str, parent: Message | None) -> None:
-        """Say a line on stderr to everybody."""
-        self.broadcast(answers.notice(text, parent, self._session))
+    def notice(self, text: str, parent: Message | None, *, cut: bool = False) -> None:
+        """Say a line on stderr to everybody; `cut` marks that output is missing where it stands."""
+        self.broadcast(answers.notice(text, parent, self._session, cut=cut))
 
     def say_state(self, state: ExecutionState) -> None:
         """Tell everybody a change of the kernel's state that the kernel itself cannot tell."""
@@ -311,7 +305,7 @@ class Conversation:
         if pending.overflow:
             cut, tail = pending.overflow.end()
             if cut:
-                self.notice(f"{cut} bytes of output were cut here.", pending.message)
+                self.notice(f"{cut} bytes of output were cut here.", pending.message, cut=True)
             for message in tail:
                 self.broadcast(message)
 
@@ -324,8 +318,6 @@ class Conversation:
                 for held in self._requests.held_executions():
                     self.cancel(held)
         self._requests.replied(pending)
-        if pending.lost and not pending.over.is_set():
-            self._presume_idle_soon(pending)
 
     def _presume_reply_soon(self, pending: Pending) -> None:
         """Reply in the kernel's place where it is idle and its reply does not come: it was too large."""
@@ -333,7 +325,6 @@ class Conversation:
         def presume() -> None:
             if pending.over.is_set():
                 return
-            self._on_mute()
             for answer in answers.for_limit(pending.message, TOO_LARGE, self._session):
                 if answer.channel != "iopub":
                     pending.status = ExecutionStatus.ERROR
@@ -341,17 +332,6 @@ class Conversation:
             self._requests.replied(pending)
 
         asyncio.get_running_loop().call_later(MUTE_S, presume)
-
-    def _presume_idle_soon(self, pending: Pending) -> None:
-        """Be idle in the kernel's place for a request that was replied to, unless its idle is only late."""
-
-        def presume() -> None:
-            if not pending.over.is_set():
-                self._say_rest(pending)
-                self.broadcast(answers.status(ExecutionState.IDLE, pending.message, self._session))
-                self._requests.idle(pending)
-
-        asyncio.get_running_loop().call_later(LATE_S, presume)
 
     def _record(self, pending: Pending) -> None:
         """Tell of an execution that has ended; the gateway's own requests have no origin."""

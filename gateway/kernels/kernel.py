@@ -16,7 +16,7 @@ from gateway.kernels.advice import Advice
 from gateway.kernels.conversation import Conversation
 from gateway.kernels.files import CellFiles, owner_hash
 from gateway.kernels.requests import Pending
-from gateway.kernels.running import RunningCell, Wiring
+from gateway.kernels.running import Listener, RunningCell, Wiring
 from gateway.models import (
     AuditAction,
     AuditEvent,
@@ -102,7 +102,12 @@ class LocalKernel:
             advice=Advice(policy, audit, kernel_id),
             transmit=self._transmit,
             on_overrun=lambda pending: self._spawn(self._enforce(pending)),
-            on_mute=lambda: self._running and self._running.reopen("shell"),
+        )
+        self._listener = Listener(
+            on_message=self._conversation.receive,
+            on_too_large=self._conversation.cut,
+            on_exit=self._exited,
+            on_lost=self._broken,
         )
 
     # -- what it is ---------------------------------------------------------------------------------------
@@ -187,14 +192,7 @@ class LocalKernel:
     async def adopt(self, facts: CellFacts, pidfd: int) -> None:
         """Take over a kernel that an earlier gateway left running. Raises KernelStartFailed."""
         self._born = self._clock.monotonic() - facts.age_s
-        running = RunningCell(
-            self._wiring,
-            facts,
-            pidfd,
-            on_message=self._conversation.receive,
-            on_exit=self._exited,
-            on_lost=self._conversation.lost,
-        )
+        running = RunningCell(self._wiring, facts, pidfd, self._listener)
         self._running = running
         try:
             await running.reconnect()
@@ -291,13 +289,7 @@ class LocalKernel:
             age_s=self.age_s(),
         )
         begun = self._clock.monotonic()
-        running = await RunningCell.launch(
-            self._wiring,
-            order,
-            on_message=self._conversation.receive,
-            on_exit=self._exited,
-            on_lost=self._conversation.lost,
-        )
+        running = await RunningCell.launch(self._wiring, order, self._listener)
         self._running = running
         try:
             self._check_open()
@@ -343,6 +335,13 @@ class LocalKernel:
 
     def _exited(self, running: RunningCell) -> None:
         if running is self._running and self._phase is ExecutionState.IDLE and not self._closed:
+            self._spawn(self._bury(running))
+
+    def _broken(self, running: RunningCell, reason: str) -> None:
+        """End a kernel that broke off one of its connections: it could not be served, only waited for."""
+        if running is self._running and self._phase is ExecutionState.IDLE and not self._closed:
+            self._log.warning("kernel broke its connection", reason=reason)
+            self._conversation.notice(f"{reason} The kernel is ended.", None)
             self._spawn(self._bury(running))
 
     async def _bury(self, running: RunningCell) -> None:

@@ -34,7 +34,6 @@ class Pending:
     working: bool = False
     replied: bool = False
     idle: bool = False
-    lost: bool = False
     overflow: Overflow | None = None
     timed_out: bool = False
     left_s: float | None = None

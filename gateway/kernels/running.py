@@ -14,16 +14,17 @@ import zmq
 
 from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
 from gateway.kernels.channels import KernelChannels, OnDropped, OnMessage, bound, make_context
-from gateway.models import Channel, Message, Usage
+from gateway.kernels.gate import CHUNK_BYTES
+from gateway.models import CHANNELS, Channel, Message, Usage
 from gateway.protocol.messages import make
 from gateway.sandbox.link import WardenLink
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
 
 POLL_S = 0.005
-# four channels, and both ends of a monitor
-SOCKETS = 6
-# a kernel that has lost its iopub connection this often does it on purpose
-MAX_LOSSES = 100
+# how long a kernel's end takes to be noticed at most
+NOTICE_S = 0.5
+# how long a kernel without connections has to end by itself
+LOST_S = 1.0
 # a kernel without iopub_welcome (JEP 65) is asked until something has come back on iopub as well
 ASK_AGAIN_S = 0.5
 # what a dead kernel's sockets still hold is read for this long before its requests are answered for it
@@ -36,6 +37,7 @@ class Wiring:
 
     link: WardenLink
     context: zmq.Context[Any]
+    buffer: memoryview
     session: str
     max_message_bytes: int
     ready_timeout_s: float
@@ -52,30 +54,30 @@ def wire(
     on_dropped: OnDropped,
 ) -> Wiring:
     """Return the wiring for at most `kernels` kernels."""
-    context = make_context(kernels * SOCKETS + 64, max_message_bytes)
-    return Wiring(link, context, session, max_message_bytes, ready_timeout_s, on_dropped)
+    context = make_context(kernels * len(CHANNELS) + 64, max_message_bytes)
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    return Wiring(link, context, buffer, session, max_message_bytes, ready_timeout_s, on_dropped)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What is done with a run's news: a message, one dropped for its size, an exit, a broken connection."""
+
+    on_message: OnMessage
+    on_too_large: Callable[[Channel], None]
+    on_exit: Callable[[RunningCell], None]
+    on_lost: Callable[[RunningCell, str], None]
 
 
 class RunningCell:
     """A launched cell whose kernel this gateway talks to; owns its channels and its pidfd."""
 
-    def __init__(
-        self,
-        wiring: Wiring,
-        facts: CellFacts,
-        pidfd: int,
-        *,
-        on_message: OnMessage,
-        on_exit: Callable[[RunningCell], None],
-        on_lost: Callable[[], None],
-    ) -> None:
+    def __init__(self, wiring: Wiring, facts: CellFacts, pidfd: int, listener: Listener) -> None:
         self.facts = facts
         self._wiring = wiring
         self._pidfd = pidfd
-        self._on_message = on_message
-        self._on_exit = on_exit
-        self._on_lost = on_lost
-        self._losses = 0
+        self._listener = listener
+        self._loss: asyncio.TimerHandle | None = None
         self._channels: KernelChannels | None = None
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
@@ -85,18 +87,10 @@ class RunningCell:
         self._loop.add_reader(pidfd, self._exit)
 
     @classmethod
-    async def launch(
-        cls,
-        wiring: Wiring,
-        order: LaunchOrder,
-        *,
-        on_message: OnMessage,
-        on_exit: Callable[[RunningCell], None],
-        on_lost: Callable[[], None],
-    ) -> RunningCell:
+    async def launch(cls, wiring: Wiring, order: LaunchOrder, listener: Listener) -> RunningCell:
         """Launch a cell. Raises SandboxUnavailable."""
         facts, pidfd = await wiring.link.launch(order)
-        return cls(wiring, facts, pidfd, on_message=on_message, on_exit=on_exit, on_lost=on_lost)
+        return cls(wiring, facts, pidfd, listener)
 
     async def ready(self) -> None:
         """Connect, wait until the kernel answers on shell and iopub, and seal its sockets.
@@ -124,7 +118,15 @@ class RunningCell:
         """
         if not bound(self.facts.connection.ip):
             raise KernelStartFailed("The kernel's sockets are gone.", reason="adoption")
-        self._connect()
+        try:
+            await self._connect()
+        except KernelStartFailed:
+            # who has died refuses; that is news of its own
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._exited.wait(), NOTICE_S)
+            if self.alive:
+                raise
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 while "iopub" not in self._heard and self.alive:
@@ -176,6 +178,8 @@ class RunningCell:
 
     def close(self) -> None:
         """Let go of channels and pidfd, whatever the cell does. Closing twice is harmless."""
+        if self._loss:
+            self._loss.cancel()
         if self._channels:
             self._channels.close()
             self._channels = None
@@ -185,7 +189,7 @@ class RunningCell:
             self._pidfd = -1
 
     async def _converse(self) -> None:
-        self._connect()
+        await self._connect()
         self._ask()
         asked = self._loop.time()
         while not {"iopub", "shell"} <= self._heard:
@@ -197,16 +201,19 @@ class RunningCell:
                 self._ask()
                 asked = self._loop.time()
 
-    def _connect(self) -> None:
+    async def _connect(self) -> None:
+        channels = KernelChannels(
+            self._wiring.context,
+            self._wiring.buffer,
+            self.facts.connection.model_dump(),
+            on_message=self._hear,
+            on_dropped=self._wiring.on_dropped,
+            on_too_large=self._listener.on_too_large,
+            on_lost=self._lost,
+            max_bytes=self._wiring.max_message_bytes,
+        )
         try:
-            self._channels = KernelChannels(
-                self._wiring.context,
-                self.facts.connection.model_dump(),
-                on_message=self._hear,
-                on_dropped=self._wiring.on_dropped,
-                on_lost=self._lost,
-                max_bytes=self._wiring.max_message_bytes,
-            )
+            await channels.open()
         except (OSError, zmq.ZMQError) as error:
             if error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise SandboxUnavailable(
@@ -215,23 +222,13 @@ class RunningCell:
             raise KernelStartFailed(
                 f"The kernel's sockets cannot be used: {error.strerror}.", reason="sockets"
             ) from error
+        self._channels = channels
 
-    def reopen(self, channel: Channel) -> bool:
-        """Connect a lost channel anew, and tell whether that made sense."""
-        self._losses += 1
-        if self._channels is None or self._exited.is_set() or self._losses > MAX_LOSSES:
-            return False
-        try:
-            self._channels.reopen(channel)
-        except (OSError, zmq.ZMQError):
-            # the kernel goes on to its deadlines
-            return False
-        return True
-
-    def _lost(self) -> None:
-        """Subscribe anew when iopub was lost, unless that is the end of the kernel, or its game."""
-        if self.reopen("iopub"):
-            self._on_lost()
+    def _lost(self, channel: Channel, reason: str) -> None:
+        """Give up a kernel that cannot be served on all channels, unless it is ending by itself."""
+        if self._loss is None:
+            reason = f"The connection of {channel} is gone: {reason}"
+            self._loss = self._loop.call_later(LOST_S, self._listener.on_lost, self, reason)
 
     def _ask(self) -> None:
         request = make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session)
@@ -244,7 +241,7 @@ class RunningCell:
             self._news.set()
         # the answers to our own questions are nobody else's
         if message.msg_type != "iopub_welcome" and message.parent_id not in self._asked:
-            self._on_message(message)
+            self._listener.on_message(message)
 
     async def _next_news(self) -> None:
         await self._news.wait()
@@ -258,4 +255,4 @@ class RunningCell:
         self._loop.remove_reader(self._pidfd)
         self._exited.set()
         self._news.set()
-        self._on_exit(self)
+        self._listener.on_exit(self)

@@ -15,6 +15,7 @@ MAX_ENAME_CHARS = 256
 MAX_EVALUE_CHARS = 2048
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "update_display_data", "error"}
+_DISPLAYS = {"display_data", "execute_result"}
 
 
 class Collector:
@@ -48,6 +49,8 @@ class Collector:
         if message.parent_id == self._msg_id:
             if message.channel == "iopub":
                 self._take_output(message)
+                # said by the gateway where it dropped output
+                self._shortened = self._shortened or (trusted and b'"truncated":true' in message.metadata)
             elif message.channel == "shell" and message.msg_type == "execute_reply":
                 self._take_reply(message, trusted=trusted)
         return self._idle and self._replied
@@ -105,6 +108,11 @@ class Collector:
 
     def _take_output(self, message: Message) -> None:
         kind, size = message.msg_type, len(message.content)
+        if size > self._max_bytes and kind in _DISPLAYS:
+            # it would not fit, so it need not be read
+            self._clear_if_due()
+            self._transcript.cut(size)
+            return
         try:
             fields = content(message)
             if kind == "status":

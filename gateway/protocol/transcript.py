@@ -77,6 +77,12 @@ class Transcript:
 
     def stream(self, name: StreamName, text: str) -> None:
         """Append text; it joins the stream output before it if that has the same name."""
+        if len(text) > 2 * self._max_bytes:
+            # the middle could not stay, and copies of it would be costly
+            self.stream(name, text[: self._max_bytes])
+            self._overflown = True
+            self._note_cut(name, len(text[self._max_bytes : -self._max_bytes].encode("utf-8", "replace")))
+            text = text[-self._max_bytes :]
         data = text.encode("utf-8", "replace")
         if not data:
             return
@@ -216,6 +222,9 @@ class Transcript:
 
     def _drop(self, name: str, size: int) -> None:
         self._bytes -= size
+        self._note_cut(name, size)
+
+    def _note_cut(self, name: str, size: int) -> None:
         self._cut[name] += size
         self.truncated = True
 
