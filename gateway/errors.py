@@ -18,11 +18,12 @@ class GatewayError(Exception):
     """Base of every error that a caller may see.
 
     `message` is one clear sentence, `reason` an optional short machine-readable detail, `retry_after_s`
-    the seconds after which trying again makes sense.
+    the seconds after which trying again makes sense; `recorded` says that the audit trail knows of it.
     """
 
     code = "internal_error"
     status = 500
+    recorded = False
 
     def __init__(
         self, message: str, *, reason: str | None = None, retry_after_s: float | None = None

@@ -118,6 +118,7 @@ class KernelSpec(Frozen):
     resource_dir: str
     profile: str = "default"
     environment: str | None = None
+    needs: tuple[str, ...] = ()
 
 
 class Kernel(Model):
@@ -327,20 +328,29 @@ class AuditAction(StrEnum):
     KERNEL_RESTART = "kernel.restart"
     KERNEL_PAUSE = "kernel.pause"
     KERNEL_RESUME = "kernel.resume"
+    KERNEL_SHUTDOWN = "kernel.shutdown"
+    KERNEL_DEBUG = "kernel.debug"
     KERNEL_CULL = "kernel.cull"
     KERNEL_DIE = "kernel.die"
     KERNEL_ADOPT = "kernel.adopt"
+    CHANNELS_OPEN = "channels.open"
+    CHANNELS_CLOSE = "channels.close"
     EXECUTION_END = "execution.end"
+    EXECUTION_INTERRUPT = "execution.interrupt"
+    EXECUTION_CANCEL = "execution.cancel"
     SESSION_CREATE = "session.create"
     SESSION_CHANGE = "session.change"
     SESSION_DELETE = "session.delete"
     KEY_CREATE = "key.create"
     KEY_REVOKE = "key.revoke"
+    FILE_LIST = "file.list"
+    FILE_READ = "file.read"
     FILE_WRITE = "file.write"
     FILE_DELETE = "file.delete"
     AUTH_REFUSED = "auth.refused"
     ACCESS_REFUSED = "access.refused"
     LIMIT_REFUSED = "limit.refused"
+    REQUEST_FAILED = "request.failed"
     POLICY_NOTED = "policy.noted"
     POLICY_REFUSED = "policy.refused"
     AUDIT_PRUNE = "audit.prune"
@@ -427,12 +437,21 @@ class Walk:
     truncated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Who listens through a socket: a principal, and the `session_id` by which it may come back."""
+
+    principal: str
+    session: str | None
+
+
 @dataclass(slots=True)
 class Message:
     """One Jupyter message on one channel; the four JSON parts stay the kernel's own bytes.
 
     `msg_id`, `msg_type` and `parent_id` are what the headers said, checked to be short strings.
     `authored` means "made by the gateway, not by the kernel": only then may it tell of the kernel's death.
+    `offset` tells where it stands in what the kernel's clients were told, in bytes; 0 is nowhere.
     """
 
     channel: Channel
@@ -445,6 +464,7 @@ class Message:
     parent_id: str = ""
     buffers: list[bytes] = field(default_factory=list)
     authored: bool = False
+    offset: int = field(default=0, compare=False)
 
     @property
     def size(self) -> int:

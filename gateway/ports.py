@@ -24,6 +24,7 @@ from gateway.models import (
     Limits,
     Message,
     Origin,
+    Page,
     Principal,
     SessionRecord,
     Usage,
@@ -108,12 +109,30 @@ class KernelHandle(Protocol):
         """Return the kernel as the REST API shows it."""
         ...
 
-    def attach(self, subscriber: Subscriber, *, counts: bool = True) -> None:
-        """Deliver this kernel's messages to a subscriber; `counts` says if it is a client's connection."""
+    def attach(
+        self,
+        subscriber: Subscriber,
+        *,
+        counts: bool = True,
+        page: Page | None = None,
+        current: bool = False,
+    ) -> list[Message]:
+        """Deliver this kernel's messages to a subscriber; `counts` says if it is a client's connection.
+
+        Return what `page` missed, which comes before whatever is delivered from now on; with `current` the
+        output of what runs now is among it from its start.
+        """
+        ...
+
+    def confirm(self, subscriber: Subscriber, offset: int) -> None:
+        """Note that a subscriber's page has every message up to an offset: it is not kept for it any more."""
         ...
 
     def detach(self, subscriber: Subscriber) -> None:
-        """Stop delivering to a subscriber. Detaching twice is harmless."""
+        """Stop delivering to a subscriber; what its page has not confirmed, and what comes, is kept for it.
+
+        Detaching twice is harmless.
+        """
         ...
 
     def send(
@@ -301,7 +320,7 @@ class Audit(Protocol):
 class KernelHost(Protocol):
     """Where kernels live."""
 
-    def specs(self) -> Mapping[str, KernelSpec]:
+    async def specs(self) -> Mapping[str, KernelSpec]:
         """Return the kernelspecs that may be started, by name."""
         ...
 

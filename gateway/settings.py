@@ -147,6 +147,11 @@ class KernelsSettings(Group):
     start_queue_s: float = Field(30.0, ge=0, description="Longest wait for that turn; then 429.")
     max_pending: int = Field(1000, ge=1, description="Requests waiting for one kernel; more are refused.")
     max_message_bytes: int = Field(8 << 20, ge=1 << 20, description="Largest message taken from a kernel.")
+    replay_bytes: int = Field(
+        8 << 20,
+        ge=64 << 10,
+        description="Kept of what one kernel says, for clients that come back or come late.",
+    )
     cull_interval_s: float = Field(5.0, gt=0, description="Seconds between looks at idle and old kernels.")
     cull_connected: bool = Field(False, description="Cull idle kernels that still have a socket attached.")
     env_allowed: tuple[str, ...] = Field(

@@ -1,6 +1,7 @@
 """Write requirements/*.txt afresh: every package pinned, by pip's own resolver.
 
 The sources are pyproject.toml (its dependencies, and its groups `test` and `lint`) and requirements/*.in.
+There a line `--no-deps NAME==VERSION` pins a package without what it asks for.
 Run it with the oldest Python that the project supports: `make lock`.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / "requirements"
+ALONE = "--no-deps "
 
 
 def resolve(wanted: list[str], constraint: Path | None = None) -> dict[str, str]:
@@ -30,6 +32,13 @@ def resolve(wanted: list[str], constraint: Path | None = None) -> dict[str, str]
         found = json.loads(report.read_text())["install"]
     pins = {item["metadata"]["name"]: item["metadata"]["version"] for item in found}
     return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+
+
+def sources(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return what a source wants, and the pins of what it wants alone."""
+    lines = [line.split("#")[0].strip() for line in path.read_text().splitlines()]
+    wanted = [line for line in lines if line and not line.startswith(ALONE)]
+    return wanted, dict(line.removeprefix(ALONE).split("==") for line in lines if line.startswith(ALONE))
 
 
 def write(name: str, source: str, pins: dict[str, str], base: str | None = None) -> Path:
@@ -54,8 +63,8 @@ def main() -> None:
         added = {name: pin for name, pin in resolve(wanted, base).items() if name not in gateway}
         write(group, f"pyproject.toml, group {group}", added, base.name)
     for source in sorted(REQUIREMENTS.glob("*.in")):
-        lines = (line.split("#")[0].strip() for line in source.read_text().splitlines())
-        write(source.stem, f"requirements/{source.name}", resolve([line for line in lines if line]))
+        wanted, alone = sources(source)
+        write(source.stem, f"requirements/{source.name}", resolve(wanted) | alone)
 
 
 if __name__ == "__main__":

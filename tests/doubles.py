@@ -35,6 +35,7 @@ from gateway.models import (
     Limits,
     Message,
     Origin,
+    Page,
     Principal,
     Scope,
     SessionRecord,
@@ -185,9 +186,20 @@ class MemoryKernel:
             limits=self.limits,
         )
 
-    def attach(self, subscriber: Subscriber, *, counts: bool = True) -> None:
-        """Deliver messages to a subscriber."""
+    def attach(
+        self,
+        subscriber: Subscriber,
+        *,
+        counts: bool = True,
+        page: Page | None = None,  # noqa: ARG002
+        current: bool = False,  # noqa: ARG002
+    ) -> list[Message]:
+        """Deliver messages to a subscriber; nothing is kept for anybody."""
         self._subscribers[id(subscriber)] = (subscriber, counts)
+        return []
+
+    def confirm(self, subscriber: Subscriber, offset: int) -> None:
+        """Take no note."""
 
     def detach(self, subscriber: Subscriber) -> None:
         """Stop delivering to a subscriber."""
@@ -397,7 +409,7 @@ class MemoryHost:
         self._specs = {spec.name: spec for spec in specs}
         self._limits = limits or Limits()
 
-    def specs(self) -> Mapping[str, KernelSpec]:
+    async def specs(self) -> Mapping[str, KernelSpec]:
         """Return the kernelspecs, by name."""
         return self._specs
 

@@ -138,27 +138,7 @@ class Gateway:
 
     def kernel_pids(self) -> list[int]:
         """List this gateway's Python kernels as the host's pids, the one started last at the end."""
-        parents, kernels = {}, []
-        for entry in Path("/proc").glob("[1-9]*"):
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-                pid = int(entry.name)
-                parents[pid] = int(fields[1])
-                line = (entry / "cmdline").read_bytes()
-                # the kernel leads a session of its own, which the kernel's children do not
-                makers = (b"firejail", b"bwrap")
-                if b"boot.py" in line and int(fields[3]) == pid and not any(m in line for m in makers):
-                    kernels.append((int(fields[19]), pid))
-        wardens = set(self.warden_pids())
-
-        def ours(pid: int) -> bool:
-            while pid > 1:
-                if pid in wardens:
-                    return True
-                pid = parents.get(pid, 0)
-            return False
-
-        return [pid for _, pid in sorted(kernels) if ours(pid)]
+        return kernel_pids(set(self.warden_pids()))
 
     def _processes(self) -> list[tuple[int, str]]:
         found = []
@@ -182,6 +162,30 @@ class Gateway:
         while self._processes() and time.monotonic() < deadline:
             time.sleep(0.02)
         shutil.rmtree(self.state_dir, ignore_errors=True)
+
+
+def kernel_pids(ancestors: set[int]) -> list[int]:
+    """List the Python kernels below some processes as the host's pids, the one started last at the end."""
+    parents, kernels = {}, []
+    for entry in Path("/proc").glob("[1-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            pid = int(entry.name)
+            parents[pid] = int(fields[1])
+            line = (entry / "cmdline").read_bytes()
+            # the kernel leads a session of its own, which the kernel's children do not
+            makers = (b"firejail", b"bwrap")
+            if b"boot.py" in line and int(fields[3]) == pid and not any(m in line for m in makers):
+                kernels.append((int(fields[19]), pid))
+
+    def ours(pid: int) -> bool:
+        while pid > 1:
+            if pid in ancestors:
+                return True
+            pid = parents.get(pid, 0)
+        return False
+
+    return [pid for _, pid in sorted(kernels) if ours(pid)]
 
 
 @contextlib.contextmanager
@@ -237,11 +241,11 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def channels(
-        self, kernel_id: str, *, v1: bool = True, session_id: str = "test"
+        self, kernel_id: str, *, v1: bool = True, session_id: str = "test", query: str = ""
     ) -> AsyncIterator[Channels]:
-        """Open a WebSocket to a kernel's channels."""
+        """Open a WebSocket to a kernel's channels; `query` is added to its URL as it is."""
         protocols = (V1,) if v1 else ()
-        path = f"/api/kernels/{kernel_id}/channels?session_id={session_id}"
+        path = f"/api/kernels/{kernel_id}/channels?session_id={session_id}{query}"
         async with self.http.ws_connect(path, protocols=protocols, max_msg_size=0) as socket:
             yield Channels(socket, V1 if v1 else None)
 

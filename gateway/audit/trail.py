@@ -69,7 +69,7 @@ class AuditTrail:
     def record(self, event: AuditEvent) -> None:
         """Take an event; one without a door is the present request's."""
         event = _signed(event)
-        if event.outcome is not AuditOutcome.REFUSED:
+        if event.outcome is not AuditOutcome.REFUSED and event.action is not AuditAction.REQUEST_FAILED:
             self._put(event)
             return
         if due := self._folding.take(event, fold=self._stalled is not None):

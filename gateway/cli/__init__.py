@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import audit, doctor, kernels, keys, run, serve
+from gateway.cli import audit, bridge, doctor, kernels, kernelspec, keys, run, serve
 from gateway.errors import GatewayError
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
+app.command("bridge")(bridge.bridge)
+app.add_typer(kernelspec.app, name="kernelspec")
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")

@@ -15,6 +15,9 @@ DEFAULT_URL = "http://127.0.0.1:8888"
 KEY_VARIABLE = "CELLBLOCK_KEY"
 MAX_KEY_BYTES = 4096
 
+GatewayOption = Annotated[
+    str, typer.Option("--gateway", envvar="CELLBLOCK_URL", metavar="URL", help="Where the gateway listens.")
+]
 UrlOption = Annotated[
     str, typer.Option("--url", envvar="CELLBLOCK_URL", metavar="URL", help="Where the gateway listens.")
 ]
@@ -43,22 +46,31 @@ def api_key(key_file: Path | None) -> str:
         ConfigurationError: there is no key, it cannot be read, or others can read the user's own key file.
     """
     if key_file is not None:
-        return _checked(_read(key_file), str(key_file))
+        return checked_key(_read(key_file), str(key_file))
     if KEY_VARIABLE in os.environ:
-        return _checked(os.environ[KEY_VARIABLE], KEY_VARIABLE)
+        return checked_key(os.environ[KEY_VARIABLE], KEY_VARIABLE)
     own = default_key_file()
     if not own.exists():
         raise ConfigurationError(
             f"No API key: set {KEY_VARIABLE}, give --key-file FILE, or write the key to {own} (mode 0600)."
         )
-    if own.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigurationError(f"Others may read the key file {own}: run chmod 600 {own}.")
-    return _checked(_read(own), str(own))
+    return private_key(own)
 
 
-def _read(path: Path) -> str:
+def private_key(path: Path) -> str:
+    """Return the API key in a file that is its owner's alone: ours, or root's.
+
+    Raises:
+        ConfigurationError: others can read the file, or it has no key.
+    """
+    return checked_key(_read(path, private=True), str(path))
+
+
+def _read(path: Path, *, private: bool = False) -> str:
     try:
         with path.open("rb") as file:
+            if private:
+                _check_private(os.fstat(file.fileno()), path)
             return file.read(MAX_KEY_BYTES).decode("ascii")
     except UnicodeDecodeError:
         raise ConfigurationError(f"The file {path} does not hold an API key.") from None
@@ -66,7 +78,15 @@ def _read(path: Path) -> str:
         raise ConfigurationError(f"The key file {path} cannot be read: {error.strerror}.") from error
 
 
-def _checked(text: str, source: str) -> str:
+def _check_private(facts: os.stat_result, path: Path) -> None:
+    if facts.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigurationError(f"Others may read the key file {path}: run chmod 600 {path}.")
+    if facts.st_uid not in {os.geteuid(), 0}:
+        raise ConfigurationError(f"The key file {path} is another user's.")
+
+
+def checked_key(text: str, source: str) -> str:
+    """Return the API key in a text, or raise ConfigurationError naming where that came from."""
     key = text.strip()
     # It becomes an HTTP header: one word of visible ASCII, or nothing is sent.
     if not key or not all("!" <= character <= "~" for character in key):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway import settings as configuration
 from gateway.cli.connection import JsonOption
 from gateway.cli.table import print_json
 
@@ -47,6 +46,8 @@ def doctor(
     """
     if (profile or kernel) and not attack:
         raise typer.BadParameter("--profile and --kernel go with --attack.")
+    from gateway import settings as configuration  # noqa: PLC0415 - pydantic-settings would slow every --help
+
     settings = configuration.load(config)
 
     from rich.console import Console  # noqa: PLC0415 - slow to import, and only needed here
@@ -136,6 +137,10 @@ def print_report(report: Report) -> None:
         f"control groups: {report.cgroups or 'none'}\n",
         highlight=False,
     )
+    if report.lowered:
+        console.print(
+            f"Lowered, as this machine has no more to spare: {', '.join(report.lowered)}.\n", style="yellow"
+        )
     table = Table(box=None, pad_edge=False)
     for column in ("group", *Verdict):
         table.add_column(str(column), justify="left" if column == "group" else "right")

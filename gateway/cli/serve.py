@@ -13,7 +13,6 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway import settings as configuration
 from gateway.errors import ConfigurationError
 
 HostOption = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to bind.")]
@@ -60,6 +59,8 @@ def serve(
         given["state_dir"] = state_dir.absolute()
     if require_cgroups:
         given["sandbox"] = {"require_cgroups": True}
+    from gateway import settings as configuration  # noqa: PLC0415 - pydantic-settings would slow every --help
+
     settings = configuration.load(config, **given)
     if print_config:
         typer.echo(configuration.as_toml(settings), nl=False)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway import settings as configuration
 from gateway.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ StateDirOption = Annotated[
 
 def settings_for(state_dir: Path | None) -> Settings:
     """Return the settings that hold for a state directory. Raises ConfigurationError."""
+    from gateway import settings as configuration  # noqa: PLC0415 - pydantic-settings would slow every --help
+
     # Absolute: who stops being root also leaves the current directory.
     return configuration.load(state_dir=(state_dir or configuration.load().state_dir).absolute())
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Self
 
 import aiohttp
 
-from gateway.client.failures import ConnectionLost
+from gateway.client.failures import ConnectionLost, why_closed
 from gateway.errors import BadRequest, GatewayError
 from gateway.models import ExecutionResult, ExecutionStatus, Message
 from gateway.protocol import messages, websocket
 from gateway.protocol.outputs import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from types import TracebackType
 
 MAX_OUTPUT_BYTES = 64 << 20
@@ -87,6 +87,18 @@ class KernelConnection:
                 collector.mark_timeout()
             return collector.result(time.monotonic())
 
+    async def messages(self) -> AsyncIterator[Message]:
+        """Yield whatever the kernel says, as it comes, until the gateway closes the socket.
+
+        Raises:
+            GatewayError: a frame is not a Jupyter message.
+        """
+        async with self._one_at_a_time:
+            socket = self._open_socket()
+            framing = websocket.framing(socket.protocol)
+            async for frame in socket:
+                yield _decoded(framing, frame)
+
     def _open_socket(self) -> aiohttp.ClientWebSocketResponse:
         if self._socket is None:
             raise RuntimeError("use the connection as an async context manager")
@@ -134,10 +146,7 @@ async def _follow(
         frame = await socket.receive()
         if frame.type not in (aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT):
             raise _lost(socket, collector, frame)
-        try:
-            message = framing.decode(frame.data)
-        except messages.MalformedMessage as error:
-            raise GatewayError(f"The gateway sent a frame that is no Jupyter message: {error}") from error
+        message = _decoded(framing, frame)
         if message.parent_id != request.msg_id:
             continue
         if on_message is not None:
@@ -148,17 +157,18 @@ async def _follow(
             return
 
 
+def _decoded(framing: websocket.Framing, frame: aiohttp.WSMessage) -> Message:
+    try:
+        return framing.decode(frame.data)
+    except messages.MalformedMessage as error:
+        raise GatewayError(f"The gateway sent a frame that is no Jupyter message: {error}") from error
+
+
 def _lost(
     socket: aiohttp.ClientWebSocketResponse, collector: Collector, frame: aiohttp.WSMessage | None = None
 ) -> ConnectionLost:
     """Say why a socket closed, and what had come until then."""
-    told = frame.extra if frame is not None and frame.type is aiohttp.WSMsgType.CLOSE else None
-    reason = told or {
-        1000: "the kernel was deleted or the key revoked",
-        1006: "the connection broke",
-        1011: "the gateway failed",
-        1012: "the gateway restarts",
-    }.get(socket.close_code or 1006, "no reason given")
+    reason = why_closed(socket, frame)
     result = collector.result(time.monotonic()).model_copy(update={"status": ExecutionStatus.ABORTED})
     return ConnectionLost(
         f"The gateway closed the connection: {reason} ({socket.close_code or 1006}).", result

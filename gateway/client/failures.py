@@ -41,8 +41,30 @@ def reason_of(error: Exception) -> str:
     return str(error).rstrip(".") or type(error).__name__
 
 
-def error_of(status: int, reason: str | None, answer: bytes) -> GatewayError:
-    """Return the error that a response's body names, or a general one for a body that is not a gateway's."""
+def why_closed(socket: aiohttp.ClientWebSocketResponse, frame: aiohttp.WSMessage | None = None) -> str:
+    """Say in a few words why a socket was closed, `frame` being the last that was received, if any."""
+    told = frame.extra if frame is not None and frame.type is aiohttp.WSMsgType.CLOSE else None
+    return told or {
+        1000: "the kernel was deleted or the key revoked",
+        1006: "the connection broke",
+        1009: "a message was larger than the gateway takes",
+        1011: "the gateway failed",
+        1012: "the gateway restarts",
+    }.get(socket.close_code or 1006, "no reason given")
+
+
+def error_of(status: int, reason: str | None, answer: bytes, retry_after: str | None = None) -> GatewayError:
+    """Return the error that a response's body names, or a general one for a body that is not a gateway's.
+
+    `retry_after` is the header of that name: the seconds after which trying again makes sense.
+    """
+    error = _named(status, reason, answer)
+    if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
+        error.retry_after_s = float(retry_after)
+    return error
+
+
+def _named(status: int, reason: str | None, answer: bytes) -> GatewayError:
     try:
         body = orjson.loads(answer)
     except orjson.JSONDecodeError:

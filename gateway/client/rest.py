@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _KERNEL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SPEC_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 CONNECT_S = 10.0
 REQUEST_S = 120.0  # a kernel may take a minute to start on a loaded machine
@@ -42,12 +44,13 @@ class SpecDetail(BaseModel):
 
 
 class SpecEntry(BaseModel):
-    """One kernelspec that may be started."""
+    """One kernelspec that may be started, and the files that front ends show of it: paths by name."""
 
     model_config = ConfigDict(extra="ignore")
 
     name: str
     spec: SpecDetail
+    resources: dict[str, str] = {}
 
 
 class KernelSpecs(BaseModel):
@@ -86,13 +89,20 @@ class Client:
         """Return the kernels that the key may see, oldest first."""
         return self._parse(list[Kernel], await self._request("GET", "api/kernels"))
 
-    async def create_kernel(self, name: str | None = None, env: Mapping[str, str] | None = None) -> Kernel:
-        """Start a kernel of a kernelspec (the gateway's default when None) and return it when it answers."""
+    async def create_kernel(
+        self, name: str | None = None, env: Mapping[str, str] | None = None, kernel_id: str | None = None
+    ) -> Kernel:
+        """Start a kernel of a kernelspec (the gateway's default when None) and return it when it answers.
+
+        `kernel_id` is the UUID that it shall have; otherwise the gateway chooses one.
+        """
         body: dict[str, Any] = {}
         if name is not None:
             body["name"] = name
         if env is not None:
             body["env"] = dict(env)
+        if kernel_id is not None:
+            body["kernel_id"] = kernel_id
         return self._parse(Kernel, await self._request("POST", "api/kernels", body))
 
     async def kernel(self, kernel_id: str) -> Kernel:
@@ -115,6 +125,12 @@ class Client:
         """Return the kernelspecs that may be started."""
         return self._parse(KernelSpecs, await self._request("GET", "api/kernelspecs"))
 
+    async def resource(self, spec_name: str, file_name: str) -> bytes:
+        """Return a file of a kernelspec's: a logo, for one."""
+        if not (_SPEC_NAME.fullmatch(spec_name) and _FILE_NAME.fullmatch(file_name)):
+            raise NotFound(f"The kernelspec {spec_name} has no file {file_name}.")
+        return await self._request("GET", f"kernelspecs/{spec_name}/{file_name}")
+
     async def execute(self, kernel_id: str, code: str, timeout_s: float | None = None) -> ExecutionResult:
         """Run code in a kernel and return everything it gave; its own failure is a status, not an error.
 
@@ -125,14 +141,25 @@ class Client:
         answer = await self._request("POST", f"{_kernel_path(kernel_id)}/execute", body, total_s=total)
         return self._parse(ExecutionResult, answer)
 
-    def session(self, kernel_id: str) -> KernelConnection:
-        """Return a connection to a kernel's channels, to be entered with `async with`."""
+    def session(self, kernel_id: str, *, current: bool = False) -> KernelConnection:
+        """Return a connection to a kernel's channels, to be entered with `async with`.
+
+        With `current` it brings the output of what runs now from its start: see `KernelConnection.messages`.
+        """
         return KernelConnection(
-            lambda session_id: self._connect(kernel_id, session_id), lambda: self.interrupt(kernel_id)
+            lambda session_id: self.channels(kernel_id, session_id, current=current),
+            lambda: self.interrupt(kernel_id),
         )
 
-    async def _connect(self, kernel_id: str, session_id: str) -> aiohttp.ClientWebSocketResponse:
-        url = self._url(f"{_kernel_path(kernel_id)}/channels") % {"session_id": session_id}
+    async def channels(
+        self, kernel_id: str, session_id: str, *, current: bool = False
+    ) -> aiohttp.ClientWebSocketResponse:
+        """Open a WebSocket to a kernel's channels; one that is open with the same session id is replaced.
+
+        What was missed under that session id comes first; with `current`, all of what runs now.
+        """
+        query = {"session_id": session_id} | ({"replay": "current"} if current else {})
+        url = self._url(f"{_kernel_path(kernel_id)}/channels") % query
         try:
             async with asyncio.timeout(REQUEST_S):
                 return await self._session().ws_connect(
@@ -162,7 +189,7 @@ class Client:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
         if not 200 <= response.status < 300:
-            raise error_of(response.status, response.reason, answer)
+            raise error_of(response.status, response.reason, answer, response.headers.get("Retry-After"))
         return answer
 
     def _session(self) -> aiohttp.ClientSession:

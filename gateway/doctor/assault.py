@@ -18,11 +18,11 @@ from gateway.doctor import bait
 from gateway.doctor.attacks import Attack, Verdict, load, outcome
 from gateway.doctor.trial import services, throw_away
 from gateway.errors import ConfigurationError, GatewayError, SandboxUnavailable
-from gateway.models import ExecuteRequest, Frozen, KernelSpec, Principal, Scope
+from gateway.models import ExecuteRequest, Frozen, KernelSpec, Limits, Principal, Scope
 from gateway.privilege import prepare_state
 from gateway.sandbox import daemon
 from gateway.sandbox.link import WardenLink
-from gateway.sandbox.profile import SandboxProfile, load_profile, profile_dirs, shipped_dir
+from gateway.sandbox.profile import load_profile, profile_dirs, shipped_dir
 from gateway.services.executions import ExecutionService
 from gateway.services.kernels import KernelService
 from gateway.settings import QuotaSettings, Settings
@@ -36,16 +36,8 @@ STILL = "import os; print(6 * 7 * os.path.exists('/tmp/mine') * os.path.exists('
 VICTIM_WAITS_S = 10.0
 LATENCY_S = 3.0
 POLL_S = 0.2
-# What the attacks on limits try to pass: a profile that grants more is lowered to these, as any request may.
-BOUNDS = {
-    "memory_bytes": 1 << 30,
-    "pids": 128,
-    "home_bytes": 256 << 20,
-    "home_inodes": 20_000,
-    "tmp_bytes": 256 << 20,
-    "shm_bytes": 256 << 20,
-    "open_files": 512,
-}
+# What an attack on limits fills before it is stopped: a machine that has less to spare is not filled up.
+FILLED = ("memory_bytes", "home_bytes", "tmp_bytes", "shm_bytes")
 UNLIMITED = QuotaSettings(starts_per_minute="unlimited", executions_per_minute="unlimited")
 
 OnResult = Callable[["Attacked"], None]
@@ -63,13 +55,14 @@ class Attacked(Frozen):
 
 
 class Report(Frozen):
-    """How the table ended, for one profile."""
+    """How the table ended, for one profile; `lowered` has limits that this machine is too small for."""
 
     kernelspec: str
     profile: str
     backend: str
     multi_tenant: bool
     cgroups: str | None
+    lowered: Mapping[str, int]
     attacks: tuple[Attacked, ...]
 
     @property
@@ -119,10 +112,11 @@ async def look(link: WardenLink, cell: str) -> Cell:
 
 
 def names_of(
-    attacker: Cell, victim: Cell, *, port: str, gateway: int, environment: Path
+    attacker: Cell, victim: Cell, *, limits: Limits, port: str, gateway: int, environment: Path
 ) -> dict[str, object]:
-    """Return what the placeholders of a cell stand for; the bait has its own."""
+    """Return what the placeholders of a cell stand for, its limits among them; the bait has its own."""
     return {
+        **{name.upper(): value for name, value in limits},
         "IPC": attacker.ipc,
         "BASE": attacker.ipc.parent,
         "KID": attacker.cell,
@@ -207,18 +201,20 @@ async def _assault(
     async with services(settings) as (kernels, executions):
         try:
             name = kernel or kernels.default_spec()
-            spec = kernels.specs().get(name)
+            spec = (await kernels.specs()).get(name)
             if spec is None or spec.language != "python":
                 raise ConfigurationError(f"{name!r} is no kernelspec of a Python kernel.")
             facts = await link.facts()
             profile = load_profile(spec.profile, profile_dirs(settings.sandbox.profile_dirs))
+            lowered = spared(profile.limits, available_bytes())
             arena = Arena(
                 kernels,
                 executions,
                 link,
                 spec=spec,
                 names=names,
-                profile=profile,
+                backend=profile.backend,
+                lowered=lowered,
                 privileged=facts.privileged,
             )
             await arena.begin()
@@ -234,8 +230,21 @@ async def _assault(
         backend=profile.backend,
         multi_tenant=facts.privileged,
         cgroups=facts.cgroups,
+        lowered=lowered,
         attacks=tuple(done),
     )
+
+
+def available_bytes() -> int:
+    """Return how much memory the machine has to give now."""
+    facts = dict(line.split(":") for line in _read("/proc/meminfo").splitlines())
+    return int(facts["MemAvailable"].split()[0]) << 10
+
+
+def spared(limits: Limits, available: int) -> dict[str, int]:
+    """Return the limits that are lowered, to half of what the machine has to give."""
+    most = available // 2
+    return {name: most for name in FILLED if getattr(limits, name) > most}
 
 
 class Arena:
@@ -249,7 +258,8 @@ class Arena:
         *,
         spec: KernelSpec,
         names: Mapping[str, object],
-        profile: SandboxProfile,
+        backend: str,
+        lowered: Mapping[str, int],
         privileged: bool,
     ) -> None:
         self._kernels = kernels
@@ -257,8 +267,8 @@ class Arena:
         self._link = link
         self._spec = spec
         self._names = names
-        self._backend = profile.backend
-        self._limits = {name: most for name, most in BOUNDS.items() if getattr(profile.limits, name) > most}
+        self._backend = backend
+        self._lowered = lowered
         self._privileged = privileged
         self._attacker: Cell | None = None
         self._victim: Cell
@@ -300,6 +310,7 @@ class Arena:
         names = names_of(
             attacker,
             self._victim,
+            limits=self._kernels.get(ATTACKER, attacker.kernel).limits,
             port=str(self._names["GW_PORT"]),
             gateway=os.getpid(),
             environment=Path(self._spec.environment or "/usr").resolve(),
@@ -323,7 +334,7 @@ class Arena:
 
     async def _start(self, principal: Principal) -> Cell:
         before = set(await self._link.cells())
-        await self._kernels.create(principal, name=self._spec.name, limits=self._limits)
+        await self._kernels.create(principal, name=self._spec.name, limits=self._lowered)
         (cell,) = set(await self._link.cells()) - before
         return await look(self._link, cell)
 

@@ -13,10 +13,11 @@ from secrets import token_hex
 
 from gateway.doctor.findings import Finding, fail, guarded, ok, warn
 from gateway.sandbox import bubblewrap as bwrap
+from gateway.sandbox.backend import version
 from gateway.sandbox.boot import landlock_abi
 from gateway.sandbox.cgroup import CgroupTree
 from gateway.sandbox.daemon import FIREJAIL_CONFIG, unusable
-from gateway.sandbox.firejail import MINIMUM, host_blacklist, version
+from gateway.sandbox.firejail import MINIMUM, host_blacklist
 from gateway.settings import SandboxSettings, Settings
 
 FIREJAIL_DIR = Path("/etc/firejail")
@@ -47,11 +48,11 @@ def examine(settings: Settings, *, root: bool) -> list[Finding]:
 def firejail(program: Path, *, root: bool) -> Iterator[Finding]:
     """Tell whether firejail is there, new enough, and has the SUID bit where it needs it and nowhere else."""
     check = "firejail"
-    if refusal := unusable(program, version, MINIMUM):
+    if refusal := unusable("firejail", program, MINIMUM):
         yield fail(check, refusal, "Install firejail 0.9.72 or newer: apt-get install firejail.")
         return
     facts = program.stat()
-    found = ".".join(map(str, version(program)))
+    found = ".".join(map(str, version(program, "firejail")))
     if facts.st_uid != 0 or facts.st_mode & 0o022:
         yield fail(
             check,
@@ -117,13 +118,13 @@ def bubblewrap(program: Path, system: Path) -> Iterator[Finding]:
     """Tell whether profiles with this backend have cells; none is needed where no profile names it."""
     check = "bubblewrap"
     needed = "Only kernels whose profile has backend bubblewrap need it"
-    if refusal := unusable(program, bwrap.version, bwrap.MINIMUM):
+    if refusal := unusable("bubblewrap", program, bwrap.MINIMUM):
         yield warn(check, f"{refusal} {needed}; they answer 503.", "apt-get install bubblewrap")
     elif number(system / "kernel/unprivileged_userns_clone") == 0:
         why = "Ordinary users may make no user namespaces, which it is made of."
         yield warn(check, f"{why} {needed}; they answer 503.", "sysctl -w kernel.unprivileged_userns_clone=1")
     else:
-        found = ".".join(map(str, bwrap.version(program)))
+        found = ".".join(map(str, version(program, "bubblewrap")))
         yield ok(check, f"{program} is version {found}. {needed}.")
 
 

@@ -127,7 +127,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 async def _examine(settings: Settings, bait: Bait) -> list[Finding]:
     async with services(settings) as (kernels, executions):
-        specs, default = kernels.specs(), kernels.default_spec()
+        specs, default = await kernels.specs(), kernels.default_spec()
         findings = []
         if default not in specs:
             remedy = "Set kernels.default, or run `make setup`."
@@ -184,7 +184,7 @@ async def services(settings: Settings) -> AsyncIterator[tuple[KernelService, Exe
 async def _start(kernels: KernelService, name: str) -> Finding:
     """Start a kernel of a kernelspec: that its environment is there, readable in a cell, and complete."""
     check, begun = f"kernel {name}", time.monotonic()
-    spec = kernels.specs()[name]
+    spec = (await kernels.specs())[name]
     try:
         handle = await kernels.create(DOCTOR, name=name)
         await kernels.delete(DOCTOR, handle.id)

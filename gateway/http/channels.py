@@ -10,7 +10,7 @@ from gateway.errors import BadRequest
 from gateway.http.connection import Connection
 from gateway.http.context import context, origin, principal
 from gateway.http.outbox import Outbox
-from gateway.models import Scope
+from gateway.models import Page, Scope
 from gateway.protocol.websocket import V1, framing
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ async def channels(request: web.Request) -> web.WebSocketResponse:
         heartbeat=server.ping_interval_s,
         max_msg_size=server.max_frame_bytes,
         compress=False,
+        autoping=False,  # the connection reads from pongs how far its client is
     )
     negotiated = socket.can_prepare(request)
     if not negotiated.ok:
         raise BadRequest("This route speaks WebSocket (RFC 6455, version 13) only.")
+    current = _wants_current(request)
     outbox = Outbox(max_bytes=server.queue_bytes, max_messages=server.queue_messages, metrics=ctx.metrics)
     connection = Connection(
         socket,
@@ -44,10 +46,10 @@ async def channels(request: web.Request) -> web.WebSocketResponse:
         audit=ctx.audit,
         clock=ctx.clock,
     )
-    session_id = request.query.get("session_id")
+    session_id = request.query.get("session_id") or None
     with ctx.quotas.socket(who.name):
         # Attached before the handshake is awaited: a kernel that ends meanwhile is noticed.
-        handle.attach(outbox)
+        outbox.catch_up(handle.attach(outbox, page=Page(who.name, session_id), current=current))
         try:
             await socket.prepare(request)
             with ctx.sockets.opened(connection, (handle.id, who.name, session_id) if session_id else None):
@@ -55,6 +57,14 @@ async def channels(request: web.Request) -> web.WebSocketResponse:
         finally:
             handle.detach(outbox)
     return socket
+
+
+def _wants_current(request: web.Request) -> bool:
+    """Tell whether the client asks for the output of what runs now from its start."""
+    wanted = request.query.get("replay")
+    if wanted not in {None, "current"}:
+        raise BadRequest("The parameter replay takes the value current only.", reason="replay")
+    return wanted is not None
 
 
 def _is_jupyter_server(request: web.Request) -> bool:

@@ -12,7 +12,9 @@ from aiohttp import WSMsgType, web
 from gateway.errors import BadRequest, GatewayError
 from gateway.http.authored import NOT_SHOWN, hollow, note, refusal
 from gateway.http.outbox import INTERNAL_ERROR, Close, Outbox
-from gateway.protocol.messages import MalformedMessage, split_stream, wanted_timeout
+from gateway.http.progress import Progress
+from gateway.http.witness import Witness
+from gateway.protocol.messages import REQUESTS, MalformedMessage, split_stream, wanted_timeout
 from gateway.protocol.websocket import UnknownChannel
 
 if TYPE_CHECKING:
@@ -21,29 +23,6 @@ if TYPE_CHECKING:
     from gateway.protocol.websocket import Framing
     from gateway.telemetry import Metrics
 
-# What clients ask of a kernel (Jupyter messaging 5.5); whatever else they send is not passed on.
-REQUESTS = frozenset(
-    {
-        "execute_request",
-        "complete_request",
-        "inspect_request",
-        "history_request",
-        "is_complete_request",
-        "kernel_info_request",
-        "comm_info_request",
-        "comm_open",
-        "comm_msg",
-        "comm_close",
-        "input_reply",
-        "interrupt_request",
-        "shutdown_request",
-        "debug_request",
-        "create_subshell_request",
-        "delete_subshell_request",
-        "list_subshell_request",
-        "usage_request",
-    }
-)
 INVALID_PAYLOAD = 1007
 EXPIRED = Close(1008, "The credential has expired or was revoked.")
 MAX_REASON_BYTES = 120  # RFC 6455 allows 123
@@ -75,6 +54,7 @@ class Connection:
     ) -> None:
         self._clock = clock
         self._audit = audit
+        self._witness = Witness(audit, clock, handle.id)
         self._socket = socket
         self._transport = transport
         self._origin = origin
@@ -83,19 +63,23 @@ class Connection:
         self._framing = framing
         self._text_only = text_only
         self._noted = False
+        self._progress = Progress(socket, lambda offset: handle.confirm(outbox, offset))
         self._dropped = metrics.dropped_messages
         self.principal = principal
 
     async def run(self) -> None:
         """Serve the socket until either side closes it."""
         timer = self._until_expiry()
+        self._witness.opened()
         try:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(self._write())
+                asker = tasks.create_task(self._progress.ask())
                 await self._read()
                 if self._outbox.closing is not None:
                     await asyncio.wait({writer}, timeout=GRACE_S)
                 writer.cancel()
+                asker.cancel()
         except* Exception:
             log.exception("socket_crashed", kernel=self._handle.id)
             self._abort_soon()
@@ -106,6 +90,7 @@ class Connection:
             self._abort_soon()
             ours = self._outbox.closing
             code = self._socket.close_code if ours is None else ours.code
+            self._witness.closed(code)
             log.info("socket_closed", kernel=self._handle.id, close_code=code, by_gateway=ours is not None)
 
     def close(self, close: Close, *, flush: bool = False) -> None:
@@ -127,7 +112,14 @@ class Connection:
         return ends is not None and self._clock.now() >= ends
 
     async def _read(self) -> None:
-        async for frame in self._socket:
+        while True:
+            frame = await self._socket.receive()
+            if frame.type is WSMsgType.PING:
+                await self._socket.pong(frame.data)
+                continue
+            if frame.type is WSMsgType.PONG:
+                self._progress.pong(frame.data)
+                continue
             if frame.type not in {WSMsgType.TEXT, WSMsgType.BINARY}:
                 return
             if self._outbox.closing is not None:
@@ -139,9 +131,11 @@ class Connection:
                 message = self._framing.decode(frame.data)
             except UnknownChannel as error:
                 self._drop("not_allowed", error=str(error))
+                self._witness.dropped("not_allowed")
                 continue
             except MalformedMessage as error:
                 self._drop("malformed", error=str(error))
+                self._witness.dropped("malformed")
                 self.close(Close(INVALID_PAYLOAD, str(error)))
                 continue
             self._forward(message)
@@ -149,15 +143,20 @@ class Connection:
     def _forward(self, message: Message) -> None:
         if message.channel == "iopub" or message.msg_type not in REQUESTS:
             self._drop("not_allowed", channel=message.channel, msg_type=message.msg_type)
+            self._witness.dropped("not_allowed", message.msg_type)
             return
         try:
-            self._handle.send(message, self._outbox, timeout_s=wanted_timeout(message), origin=self._origin)
-        except MalformedMessage as error:
-            for answer in refusal(message, BadRequest(str(error))):
-                self._outbox.deliver(answer)
+            with self._witness.asked(message):
+                self._send(message)
         except GatewayError as error:
             for answer in refusal(message, error):
                 self._outbox.deliver(answer)
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._handle.send(message, self._outbox, timeout_s=wanted_timeout(message), origin=self._origin)
+        except MalformedMessage as error:
+            raise BadRequest(str(error)) from error
 
     async def _write(self) -> None:
         written = 0
@@ -165,23 +164,26 @@ class Connection:
             while (message := await self._outbox.next()) is not None:
                 if not await self._recorded(message):
                     continue
+                await self._progress.before(message, last=self._outbox.behind or not self._outbox)
                 for piece in split_stream(message):
                     frame = self._encode(piece)
                     if isinstance(frame, str):
                         await self._socket.send_str(frame)
                     elif frame is not None:
                         await self._socket.send_bytes(frame)
+                    self._witness.sent(piece.size)
                     written += 1
                     if written % FAIR_MESSAGES == 0:
                         await asyncio.sleep(0)
+                self._progress.wrote(message)
             close = self._outbox.closing
             if close is not None:
                 await self._socket.close(code=close.code, message=close.reason.encode()[:MAX_REASON_BYTES])
 
     async def _recorded(self, message: Message) -> bool:
-        """Wait, before a message that can be an execution's last, until that one's record is kept."""
+        """Wait, before a message that may tell of something's end, until that has its record."""
         idle = message.msg_type == "status" and b"idle" in message.content
-        if idle or message.msg_type == "execute_reply":
+        if idle or message.msg_type == "execute_reply" or message.channel == "control":
             try:
                 await self._audit.written()
             except GatewayError as error:

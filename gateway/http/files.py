@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote_to_bytes
@@ -51,7 +52,9 @@ async def list_files(request: web.Request) -> web.Response:
 async def read_file(request: web.Request) -> web.StreamResponse:
     """Send a file, or a part of it; without its bytes for HEAD."""
     ctx, who, kernel_id = context(request), principal(request), request.match_info["kernel_id"]
-    with ctx.files.transfer(who), await ctx.files.of(who, kernel_id).open(path_of(request), "read") as file:
+    async with AsyncExitStack() as held:
+        held.enter_context(ctx.files.transfer(who))
+        file = await held.enter_async_context(ctx.files.reading(who, kernel_id, path_of(request)))
         facts = file.facts
         start, end = wanted_range(request, facts)
         response = web.StreamResponse(status=200 if end - start == facts.size else 206)

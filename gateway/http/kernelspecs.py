@@ -40,7 +40,7 @@ async def list_specs(request: web.Request) -> web.Response:
     if slash:
         return await _one(request, name)
     kernels = context(request).kernels
-    views = {name: await _view(spec) for name, spec in kernels.specs().items()}
+    views = {name: await _view(spec) for name, spec in (await kernels.specs()).items()}
     return reply(SpecList(default=kernels.default_spec(), kernelspecs=views))
 
 
@@ -51,7 +51,7 @@ async def get_spec(request: web.Request) -> web.Response:
 
 async def get_resource(request: web.Request) -> web.Response:
     """Serve a kernelspec's logo, kernel.js or kernel.css."""
-    spec, name = _spec(request, request.match_info["name"]), request.match_info["file"]
+    spec, name = await _spec(request, request.match_info["name"]), request.match_info["file"]
     content = None
     if RESOURCE.fullmatch(name):
         content = await asyncio.to_thread(_read, Path(spec.resource_dir, name))
@@ -64,11 +64,11 @@ async def get_resource(request: web.Request) -> web.Response:
 
 
 async def _one(request: web.Request, name: str) -> web.Response:
-    return reply(await _view(_spec(request, name)))
+    return reply(await _view(await _spec(request, name)))
 
 
-def _spec(request: web.Request, name: str) -> KernelSpec:
-    spec = context(request).kernels.specs().get(name)
+async def _spec(request: web.Request, name: str) -> KernelSpec:
+    spec = (await context(request).kernels.specs()).get(name)
     if spec is None:
         raise UnknownKernelSpec(f"There is no kernelspec {name}.")
     return spec

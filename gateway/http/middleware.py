@@ -17,7 +17,8 @@ from gateway.http.access import Rule
 from gateway.http.context import CONTEXT, PRINCIPAL, REQUEST_ID, Context, address, origin, rate_headers
 from gateway.http.origins import Origins
 from gateway.http.routes import CHANNELS, Route
-from gateway.models import AuditAction, AuditEvent, AuditOutcome
+from gateway.http.witness import REFUSALS, failing
+from gateway.models import AuditAction, AuditEvent
 from gateway.origin import acting
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,14 +32,6 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "payload_too_large",
-}
-REFUSALS = {
-    401: AuditAction.AUTH_REFUSED,
-    403: AuditAction.ACCESS_REFUSED,
-    404: AuditAction.ACCESS_REFUSED,
-    413: AuditAction.LIMIT_REFUSED,
-    429: AuditAction.LIMIT_REFUSED,
-    431: AuditAction.LIMIT_REFUSED,
 }
 POLICY = "default-src 'none'; frame-ancestors 'self'"
 
@@ -77,13 +70,15 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except GatewayError as error:
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.warning("request_failed", code=error.code, message=error.message, reason=error.reason)
-        _note_refusal(request, error)
+        _note(request, error)
         return _failure(error)
     except web.HTTPException as error:
         return _refusal(request, error)
     except Exception:  # the last resort of the whole door: said in the log, and nothing of it to the client
         log.exception("request_crashed")
-        return _failure(GatewayError("The gateway failed in an unexpected way; its log says more."))
+        failure = GatewayError("The gateway failed in an unexpected way; its log says more.")
+        _note(request, failure)
+        return _failure(failure)
 
 
 @web.middleware
@@ -148,18 +143,18 @@ async def _authenticate(request: web.Request, ctx: Context, origins: Origins) ->
     request[PRINCIPAL] = await ctx.authenticator.authenticate(token)
 
 
-def _note_refusal(request: web.Request, error: GatewayError) -> None:
-    """Record that somebody was refused; what is simply wrong or not there is no refusal."""
+def _note(request: web.Request, error: GatewayError) -> None:
+    """Record that somebody was refused, and any request to change something that came to nothing."""
     ctx, route = request.app[CONTEXT], request.app[ROUTE_OF].get(request.match_info.route)
-    action = REFUSALS.get(error.status)
+    changes = route is not None and route.changes
     not_theirs = route is not None and route.access.rule is Rule.OWNER
-    if action is None or (error.status == HTTPStatus.NOT_FOUND and not not_theirs):
+    refused = error.status in REFUSALS and (error.status != HTTPStatus.NOT_FOUND or not_theirs)
+    if error.recorded or not (refused or changes):
         return
     who = request.get(PRINCIPAL)
-    ctx.audit.record(
+    event = failing(
         AuditEvent(
-            action=action,
-            outcome=AuditOutcome.REFUSED,
+            action=AuditAction.REQUEST_FAILED,
             who=who and who.name,
             key_id=who and who.key_id,
             address=address(request),
@@ -167,9 +162,10 @@ def _note_refusal(request: web.Request, error: GatewayError) -> None:
             request_id=request[REQUEST_ID],
             kernel_id=request.match_info.get("kernel_id"),
             target=f"{request.method} {route.path if route else request.rel_url.raw_path}",
-            reason=error.reason or error.code,
-        )
+        ),
+        error,
     )
+    ctx.audit.record(event)
 
 
 def _failure(error: GatewayError) -> web.Response:

@@ -11,6 +11,8 @@ from gateway.http.authored import CUT, note
 from gateway.models import DeathReason, Message
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from gateway.telemetry import Metrics
 
 # Output that may be cut. Whatever else a kernel says (status, error, execute_input, replies, input_request)
@@ -75,6 +77,7 @@ class Outbox:
 
     def __init__(self, *, max_bytes: int, max_messages: int, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._missed: deque[Message] = deque()
         self._queue: deque[Message] = deque()
         self._output = Load(max_bytes, max_messages)
         self._vital = Load(max_bytes // 2, max_messages // 2)
@@ -83,7 +86,16 @@ class Outbox:
         self.closing: Close | None = None
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._missed) + len(self._queue)
+
+    @property
+    def behind(self) -> bool:
+        """Whether some of what the client missed is still to come."""
+        return bool(self._missed)
+
+    def catch_up(self, missed: Iterable[Message]) -> None:
+        """Put what the client missed before everything else; it is bounded where it was kept, not here."""
+        self._missed.extend(missed)
 
     def deliver(self, message: Message) -> None:
         """Queue a message, or leave it out with a mark."""
@@ -110,11 +122,14 @@ class Outbox:
         if self.closing is None:
             self.closing = close
         if not flush:
+            self._missed.clear()
             self._queue.clear()
         self._wake.set()
 
     async def next(self) -> Message | None:
         """Wait for the next message; None when there will be none any more."""
+        if self._missed:
+            return self._missed.popleft()
         while not self._queue:
             if self.closing is not None:
                 return None

@@ -78,7 +78,10 @@ CHANNELS = Route(
     "Talk to a kernel over a WebSocket, in v1.kernel.websocket.jupyter.org or Jupyter's older framing.",
     {101: None},
     "kernels",
-    query={"session_id": "Names the client; a second socket of the same name replaces the first."},
+    query={
+        "session_id": "Names the client; a second socket of the same name replaces the first.",
+        "replay": "With the value `current`: first the output of what runs now, from its start.",
+    },
 )
 
 ROUTES: tuple[Route, ...] = (

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import orjson
 
+from gateway.kernels.replay import Gap
 from gateway.models import DeathReason, ExecutionState, ExecutionStatus, Limits, Message
 from gateway.protocol.messages import MalformedMessage, content, dumps, make
 
@@ -43,9 +44,23 @@ def for_dead(request: Message, reason: DeathReason, text: str, session: str) -> 
     return answers
 
 
-def timed_out(reply: Message) -> Message:
-    """Return the kernel's reply to an interrupt, marked with whose interrupt it was."""
-    return replace(reply, metadata=dumps({"cellblock": {"reason": DeathReason.TIMEOUT.value}}))
+def timed_out(answer: Message, timeout_s: float) -> Message:
+    """Return the kernel's answer to an interrupt with whose interrupt it was, and why, for who reads it.
+
+    Many clients show an error and nothing else: an IPython kernel's is a KeyboardInterrupt without a word.
+    """
+    marked = replace(answer, metadata=dumps({"cellblock": {"reason": DeathReason.TIMEOUT.value}}))
+    try:
+        said = content(answer)
+    except MalformedMessage:
+        return marked
+    if said.get("ename") != "KeyboardInterrupt" or said.get("evalue"):
+        return marked
+    said["evalue"] = f"The time limit of {timeout_s:g} s is over."
+    if isinstance(lines := said.get("traceback"), list):
+        last = lines.pop() if lines and isinstance(lines[-1], str) else "KeyboardInterrupt:"
+        lines.append(f"{last.rstrip()} {said['evalue']}")
+    return replace(marked, content=dumps(said))
 
 
 def status(state: ExecutionState, parent: Message | None, session: str) -> Message:
@@ -133,14 +148,8 @@ def notice(text: str, parent: Message | None, session: str, *, cut: bool = False
     return make("iopub", "stream", content, parent=parent, session=session, metadata=metadata)
 
 
-def missing(size: int, parent_header: bytes, parent_id: str, session: str) -> Message:
+def missing(gap: Gap, session: str) -> Message:
     """Return the notice that stands where output was let go of before its client came back."""
-    text = f"{size} bytes of output were lost while this client was not connected."
+    text = f"{gap.size} bytes of output were lost while this client was not connected."
     said = notice(text, None, session, cut=True)
-    return replace(said, parent_header=parent_header, parent_id=parent_id)
-
-
-def session_of(reply: Message) -> str | None:
-    """Return the session that asked for what is replied to, by the parent's header."""
-    session = orjson.loads(reply.parent_header).get("session")
-    return session if isinstance(session, str) and session else None
+    return replace(said, parent_header=gap.parent_header, parent_id=gap.parent_id, offset=gap.offset)

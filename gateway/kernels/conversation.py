@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 from gateway.errors import LimitReached, NotFound
 from gateway.kernels import answers
 from gateway.kernels.advice import REFUSED, Advice
 from gateway.kernels.overflow import Overflow
+from gateway.kernels.replay import Gap, Replay
 from gateway.kernels.requests import Pending, Requests
 from gateway.models import (
     Channel,
@@ -23,6 +25,7 @@ from gateway.models import (
     Limits,
     Message,
     Origin,
+    Page,
     timestamp,
 )
 from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
@@ -30,6 +33,9 @@ from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscr
 REMEMBERED_TIMEOUTS = 1000
 # how long the reply of an idle kernel is waited for
 MUTE_S = 2.0
+# how long the pages of an earlier gateway's clients may take to come back (JupyterLab tries for two minutes)
+RETURN_S = 120.0
+MAYBE_MISSED = "The gateway was restarted while this ran: output in between may be missing."
 TOO_LARGE = "The kernel's reply was too large and was dropped."
 
 
@@ -61,6 +67,7 @@ class Conversation:
         limits: Limits,
         session: str,
         max_pending: int,
+        replay_bytes: int,
         clock: Clock,
         observer: ExecutionObserver,
         gate: ExecutionGate,
@@ -83,6 +90,9 @@ class Conversation:
         self._on_overrun = on_overrun
         self._requests = Requests(on_release=self._release, on_deadline=self._deadline, on_done=self._record)
         self._subscribers: dict[Subscriber, bool] = {}
+        self._replay = Replay(replay_bytes)
+        self._probe: Pending | None = None
+        self._maybe_missed = False
         self._timed_out: deque[str] = deque(maxlen=REMEMBERED_TIMEOUTS)
         self.executions = 0
         self.active_at = clock.monotonic()
@@ -124,14 +134,41 @@ class Conversation:
             if pending.executes and pending.origin is not None
         ]
 
-    def attach(self, subscriber: Subscriber, *, counts: bool) -> None:
-        """Deliver messages to a subscriber from now on."""
+    def attach(
+        self, subscriber: Subscriber, *, counts: bool, page: Page | None = None, current: bool = False
+    ) -> list[Message]:
+        """Deliver messages to a subscriber from now on; return what its page missed."""
         self._subscribers[subscriber] = counts
+        if page is None:
+            return []
+        joined = self._replay.join(subscriber, page, current=current)
+        missed = [self._shown(item) for item in joined.items]
+        for pending in self._requests.own(subscriber, page, alone=joined.alone):
+            asked = pending.question
+            # another page has it; this one, if it is the same, has confirmed it or finds it among the rest
+            same = page.session is not None and pending.page == page
+            if asked and not same and asked.offset <= joined.since:
+                missed.append(asked)
+        return missed
+
+    def confirm(self, subscriber: Subscriber, offset: int) -> None:
+        """Note that a subscriber's page has every message up to an offset."""
+        self._replay.confirm(subscriber, offset)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Stop delivering to a subscriber; what it asked goes on within its deadline."""
         self._subscribers.pop(subscriber, None)
         self._requests.disown(subscriber, NOBODY)
+        self._replay.leave(subscriber)
+
+    def forget(self) -> None:
+        """Let go of the output that is kept for clients that are not there."""
+        self._replay.clear()
+
+    def _shown(self, item: Message | Gap) -> Message:
+        if isinstance(item, Gap):
+            return answers.missing(item, self._session)
+        return item
 
     def say_ended(self, reason: DeathReason) -> None:
         """Tell everybody that the kernel is gone for good."""
@@ -151,6 +188,9 @@ class Conversation:
             AuditUnavailable: an execution's record could not be kept.
         """
         if message.channel == "stdin":
+            if message.msg_type == "input_reply":
+                for asking in self._requests:
+                    asking.question = None
             self._transmit(message)
             return
         if len(self._requests) >= self._max_pending or self._requests.get(message.msg_id):
@@ -168,6 +208,7 @@ class Conversation:
         aside = answers.in_subshell(message)
         pending = Pending(message, subscriber, deadline_s, origin, self._clock.monotonic(), aside)
         pending.overflow = Overflow(self._limits.relay_bytes) if deadline_s else None
+        pending.page = self._replay.page_of(subscriber)
         self._requests.add(pending)
 
     def _advised_against(self, message: Message, subscriber: Subscriber, origin: Origin | None) -> bool:
@@ -177,32 +218,45 @@ class Conversation:
             self.notice(text, message)
         elif verdict == "reject":
             for answer in answers.for_policy(message, REFUSED, text, self._session):
-                self._deliver(answer, subscriber)
+                self._deliver(answer, subscriber, self._replay.page_of(subscriber))
         return verdict == "reject"
 
     def probe(self, message: Message) -> None:
         """Ask something on behalf of an adopted kernel's former clients: it is timed like an execution."""
-        self._requests.add(Pending(message, NOBODY, self._limits.timeout_s, None, self._clock.monotonic()))
+        pending = Pending(message, NOBODY, self._limits.timeout_s, None, self._clock.monotonic())
+        self._probe = pending
+        self._requests.add(pending)
+
+    def inherit(self) -> None:
+        """Keep what the kernel says for the clients of an earlier gateway, which may come back."""
+        self._replay.inherit()
+        self._maybe_missed = True
+        asyncio.get_running_loop().call_later(RETURN_S, self._replay.disinherit)
 
     def refuse(self, message: Message, subscriber: Subscriber, reason: DeathReason) -> None:
         """Answer a request in place of a dead kernel."""
+        self._refuse(message, subscriber, self._replay.page_of(subscriber), reason)
+
+    def _refuse(
+        self, message: Message, subscriber: Subscriber, page: Page | None, reason: DeathReason
+    ) -> None:
         text = answers.explain(reason, self._limits)
         for answer in answers.for_dead(message, reason, text, self._session):
-            self._deliver(answer, subscriber)
+            self._deliver(answer, subscriber, page)
 
     def refuse_all(self, reason: DeathReason) -> None:
         """Answer all that is pending in place of a kernel that died."""
         for pending in self._requests.drain():
             pending.reason = DeathReason.TIMEOUT if pending.timed_out else reason
             self._say_rest(pending)
-            self.refuse(pending.message, pending.subscriber, pending.reason)
+            self._refuse(pending.message, pending.subscriber, pending.page, pending.reason)
             self._record(pending)
 
     def cancel(self, pending: Pending) -> None:
         """Answer an execution that the kernel has not seen, as aborted."""
         pending.status = ExecutionStatus.ABORTED
         for answer in answers.aborted(pending.message, self._session):
-            self._deliver(answer, pending.subscriber)
+            self._deliver(answer, pending.subscriber, pending.page)
         self._requests.done(pending)
 
     def open(self) -> None:
@@ -235,13 +289,20 @@ class Conversation:
             self.touch()
         if message.channel == "iopub":
             if pending is None:
+                self._note_inherited(message)
                 self.broadcast(message)
             else:
                 self._receive_iopub(message, pending)
         elif pending:
-            pending.subscriber.deliver(answers.timed_out(message) if pending.timed_out else message)
+            said = answers.timed_out(message, pending.timeout_s or 0) if pending.timed_out else message
+            if message.msg_type == "input_request":
+                pending.question = said
+            self._deliver(said, pending.subscriber, pending.page)
             if message.channel == pending.message.channel:
                 self._note_reply(message, pending)
+        elif self._inherits:
+            # asked through an earlier gateway, nobody knows by which of the pages: each knows its own
+            self.broadcast(message)
 
     def cut(self, channel: Channel) -> None:
         """Say that a message was too large and was dropped; a reply that went so is made up for later."""
@@ -250,7 +311,8 @@ class Conversation:
             self.notice("A message was too large and was dropped.", parent, cut=True)
 
     def broadcast(self, message: Message) -> None:
-        """Deliver an iopub message to everybody."""
+        """Deliver a message to everybody."""
+        self._replay.add(message)
         for subscriber in list(self._subscribers):
             subscriber.deliver(message)
 
@@ -267,19 +329,35 @@ class Conversation:
         self.active_at = self._clock.monotonic()
         self.last_activity = self._clock.now()
 
-    def _deliver(self, message: Message, subscriber: Subscriber) -> None:
+    @property
+    def _inherits(self) -> bool:
+        """Whether the kernel may still be at work for an earlier gateway's clients."""
+        return self._maybe_missed or (self._probe is not None and not self._probe.over.is_set())
+
+    def _note_inherited(self, message: Message) -> None:
+        """Say once that output may have been lost between an earlier gateway and this one."""
+        if self._maybe_missed and message.parent_id:
+            self._maybe_missed = False
+            said = answers.notice(MAYBE_MISSED, None, self._session, cut=True)
+            self.broadcast(replace(said, parent_header=message.parent_header, parent_id=message.parent_id))
+
+    def _deliver(self, message: Message, subscriber: Subscriber, page: Page | None) -> None:
         if message.channel == "iopub":
             self.broadcast(message)
             if subscriber in self._subscribers:
                 return
+        elif page is not None:
+            self._replay.add(message, page)
         subscriber.deliver(message)
 
     def _release(self, pending: Pending) -> None:
+        if pending.executes:
+            self._replay.begin(pending.message.msg_id)
         try:
             self._transmit(pending.message)
         except LimitReached as error:
             for answer in answers.for_limit(pending.message, error.message, self._session):
-                self._deliver(answer, pending.subscriber)
+                self._deliver(answer, pending.subscriber, pending.page)
             self._requests.done(pending)
 
     def _deadline(self, pending: Pending) -> None:
@@ -291,6 +369,8 @@ class Conversation:
         state = answers.state_of(message) if message.msg_type == "status" else None
         if state == "idle":
             self._say_rest(pending)
+        if pending.timed_out and message.msg_type == "error":
+            message = answers.timed_out(message, pending.timeout_s or 0)
         if pending.overflow is None or pending.overflow.passes(message):
             self.broadcast(message)
         if state == "busy":
@@ -328,13 +408,16 @@ class Conversation:
             for answer in answers.for_limit(pending.message, TOO_LARGE, self._session):
                 if answer.channel != "iopub":
                     pending.status = ExecutionStatus.ERROR
-                    self._deliver(answer, pending.subscriber)
+                    self._deliver(answer, pending.subscriber, pending.page)
             self._requests.replied(pending)
 
         asyncio.get_running_loop().call_later(MUTE_S, presume)
 
     def _record(self, pending: Pending) -> None:
         """Tell of an execution that has ended; the gateway's own requests have no origin."""
+        self._replay.end(pending.message.msg_id)
+        if pending is self._probe:
+            self._maybe_missed = False
         if pending.message.msg_type == "execute_request":
             self._gate.release(self._owner, self._kernel_id, pending.output_bytes)
         if not pending.executes or pending.origin is None:

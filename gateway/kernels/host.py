@@ -62,9 +62,9 @@ class LocalKernelHost:
         self._gate = gate
         self._kernels: dict[str, LocalKernel] = {}
 
-    def specs(self) -> Mapping[str, KernelSpec]:
+    async def specs(self) -> Mapping[str, KernelSpec]:
         """Return the kernelspecs that may be started, by name."""
-        return self._catalogue.specs()
+        return await asyncio.to_thread(self._catalogue.specs)
 
     def default_spec(self) -> str:
         """Return the name used when a request names none."""
@@ -174,7 +174,7 @@ class LocalKernelHost:
         try:
             facts, pidfd = await self._wiring.link.adopt(cell)
             record = known.get(facts.kernel_id)
-            spec = self._catalogue.specs().get(record.spec) if record else None
+            spec = (await self.specs()).get(record.spec) if record else None
             if record is None or spec is None or facts.kernel_id in self._kernels:
                 raise KernelStartFailed("No record of this cell's kernel is left.", reason="adoption")
             kernel = self._make(record, spec, {})
@@ -210,6 +210,7 @@ class LocalKernelHost:
             clock=self._clock,
             metrics=self._metrics,
             max_pending=self._settings.max_pending,
+            replay_bytes=self._settings.replay_bytes,
             observer=self._observer,
             gate=self._gate,
             audit=self._audit,

@@ -28,6 +28,7 @@ from gateway.models import (
     Limits,
     Message,
     Origin,
+    Page,
     Usage,
     WorkspaceChoice,
     timestamp,
@@ -60,6 +61,7 @@ class LocalKernel:
         clock: Clock,
         metrics: Metrics,
         max_pending: int,
+        replay_bytes: int,
         observer: ExecutionObserver,
         gate: ExecutionGate,
         audit: Audit,
@@ -95,6 +97,7 @@ class LocalKernel:
             limits=limits,
             session=wiring.session,
             max_pending=max_pending,
+            replay_bytes=replay_bytes,
             clock=clock,
             observer=observer,
             gate=gate,
@@ -194,6 +197,7 @@ class LocalKernel:
         self._born = self._clock.monotonic() - facts.age_s
         running = RunningCell(self._wiring, facts, pidfd, self._listener)
         self._running = running
+        self._conversation.inherit()
         try:
             await running.reconnect()
         except BaseException:
@@ -218,7 +222,7 @@ class LocalKernel:
     async def restart(self) -> None:
         """Start afresh under the same id. Raises Conflict, SandboxUnavailable, KernelStartFailed."""
         self._check_secrets()
-        await self._replace(DeathReason.KILLED)
+        await self._replace(DeathReason.KILLED, asked=True)
         self._death = None
 
     async def pause(self) -> None:
@@ -305,8 +309,11 @@ class LocalKernel:
         self._log.info("kernel ready", cell=running.facts.cell, landlock=running.facts.landlock)
         self._conversation.open()
 
-    async def _replace(self, reason: DeathReason) -> None:
-        """End the cell, answer for it, launch another. On failure the kernel is dead, and that is raised."""
+    async def _replace(self, reason: DeathReason, *, asked: bool = False) -> None:
+        """End the cell, answer for it, launch another. On failure the kernel is dead, and that is raised.
+
+        A restart that was asked for forgets the output of before; one that came over the user does not.
+        """
         async with self._lifecycle:
             self._check_open()
             running, self._running = self._running, None
@@ -318,8 +325,12 @@ class LocalKernel:
             if running:
                 await running.end()
             self._go_on()
+            if asked:
+                self._conversation.forget()
             self._conversation.refuse_all(reason)
-            self._conversation.say_state(ExecutionState.RESTARTING)
+            if not asked:
+                # JupyterLab takes it for a death, says so, and connects anew; who asked for it knows
+                self._conversation.say_state(ExecutionState.RESTARTING)
             try:
                 await self._launch()
             except BaseException:
@@ -419,13 +430,15 @@ class LocalKernel:
         self._conversation.notice(text, pending.message)
         self._log.warning("execution timed out", timeout_s=pending.timeout_s)
         try:
-            # a warden that does not answer must not keep who waits for this
-            with contextlib.suppress(SandboxUnavailable):
+            # neither a warden that does not answer nor a death meanwhile keeps who waits for this
+            with contextlib.suppress(SandboxUnavailable, KernelDead):
                 await self.interrupt()
             if not await self._stopped(pending):
                 await self._replace(DeathReason.TIMEOUT)
         except GatewayError as error:
-            self._log.error("restart after a timeout failed", error=error.message)
+            # who is deleted meanwhile is not to be restarted
+            if not self._closed:
+                self._log.error("restart after a timeout failed", error=error.message)
 
     async def _stopped(self, pending: Pending) -> bool:
         """Wait for the grace, and tell whether an execution has ended."""
@@ -440,9 +453,20 @@ class LocalKernel:
         """Tell whether this execution was interrupted by its deadline."""
         return self._conversation.timed_out(msg_id)
 
-    def attach(self, subscriber: Subscriber, *, counts: bool = True) -> None:
-        """Deliver messages to a subscriber from now on."""
-        self._conversation.attach(subscriber, counts=counts)
+    def attach(
+        self,
+        subscriber: Subscriber,
+        *,
+        counts: bool = True,
+        page: Page | None = None,
+        current: bool = False,
+    ) -> list[Message]:
+        """Deliver messages to a subscriber from now on; return what its page missed."""
+        return self._conversation.attach(subscriber, counts=counts, page=page, current=current)
+
+    def confirm(self, subscriber: Subscriber, offset: int) -> None:
+        """Note that a subscriber's page has every message up to an offset."""
+        self._conversation.confirm(subscriber, offset)
 
     def detach(self, subscriber: Subscriber) -> None:
         """Stop delivering to a subscriber; what it asked goes on within its deadline."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from gateway.kernels.overflow import Overflow
-from gateway.models import DeathReason, ExecutionStatus, Message, Origin
+from gateway.models import DeathReason, ExecutionStatus, Message, Origin, Page
 from gateway.ports import Subscriber
 
 _NO_REPLY = frozenset({"comm_open", "comm_msg", "comm_close"})
@@ -18,7 +18,8 @@ class Pending:
     """A request on its way. `timeout_s` is set for executions; their clock starts when they begin to run.
 
     `asked` is in monotonic seconds; `status`, `reason` and `output_bytes` become an execution's record.
-    `aside` says that it runs in a subshell (JEP 91), beside the others.
+    `aside` says that it runs in a subshell (JEP 91), beside the others. `page` is whose it is, also when
+    that one is away; `question` is the input_request that waits for an answer.
     """
 
     message: Message
@@ -35,6 +36,8 @@ class Pending:
     replied: bool = False
     idle: bool = False
     overflow: Overflow | None = None
+    page: Page | None = None
+    question: Message | None = None
     timed_out: bool = False
     left_s: float | None = None
     timer: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -166,6 +169,19 @@ class Requests:
     def held_executions(self) -> list[Pending]:
         """List the executions that the kernel has not seen."""
         return [pending for pending in self if pending.executes and pending.held]
+
+    def own(self, subscriber: Subscriber, page: Page, *, alone: bool) -> list[Pending]:
+        """Give a page its requests back, and where it is `alone` those of its principal's other pages too."""
+        theirs = [
+            pending
+            for pending in self._pending.values()
+            if pending.page is not None
+            and pending.page.principal == page.principal
+            and (alone or (pending.page == page and page.session is not None))
+        ]
+        for pending in theirs:
+            pending.subscriber = subscriber
+        return theirs
 
     def disown(self, subscriber: Subscriber, heir: Subscriber) -> None:
         """Let a subscriber go; what it asked goes on, with its deadlines."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,18 +39,24 @@ class SpecCatalogue:
         self._specs: Mapping[str, KernelSpec] = {}
 
     def specs(self) -> Mapping[str, KernelSpec]:
-        """Return the kernelspecs that may be started, by name; one that is wrong is logged and left out."""
+        """Return the kernelspecs that may be started, by name. Blocks on the disk: call it in a thread.
+
+        One that is wrong is logged and left out; one whose needs are missing is left out while they are.
+        """
         seen = stamps(self._dirs)
         if seen != self._seen:
             found = KernelSpecManager(kernel_dirs=self._dirs, ensure_native_kernel=False).get_all_specs()
             self._specs = self._parsed(found)
             self._seen = seen
-        return self._specs
+        return {name: spec for name, spec in self._specs.items() if all(map(os.path.exists, spec.needs))}
 
     def _parsed(self, found: Mapping[str, Any]) -> Mapping[str, KernelSpec]:
         specs = {}
         for name, facts in sorted(found.items()):
             if self._allowed and name not in self._allowed:
+                continue
+            if facts["spec"].get("metadata", {}).get("kernel_provisioner"):
+                # made for a Jupyter server that starts its kernels itself
                 continue
             try:
                 specs[name] = parse(name, Path(facts["resource_dir"]), facts["spec"])
@@ -64,14 +71,14 @@ def stamps(dirs: Sequence[str]) -> tuple[int, ...]:
 
 
 def parse(name: str, resource_dir: Path, spec: Mapping[str, Any]) -> KernelSpec:
-    """Check one kernel.json; ours are the keys of `metadata.cellblock`: profile, environment.
+    """Check one kernel.json; ours are the keys of `metadata.cellblock`: profile, environment, needs.
 
     Raises:
         ConfigurationError: it is wrong; the message names the file.
     """
     ours = spec.get("metadata", {}).get("cellblock", {})
     try:
-        if unknown := set(ours) - {"profile", "environment"}:
+        if unknown := set(ours) - {"profile", "environment", "needs"}:
             raise ValueError(f"metadata.cellblock has unknown keys: {', '.join(sorted(unknown))}")  # noqa: TRY301 - one message for all
         return KernelSpec(
             name=name,

@@ -23,6 +23,30 @@ DELIMITER = b"<IDS|MSG>"
 VERSION = "5.3"
 USERNAME = "cellblock"
 
+# What clients ask of a kernel (Jupyter messaging 5.5); whatever else they send is not passed on.
+REQUESTS = frozenset(
+    {
+        "execute_request",
+        "complete_request",
+        "inspect_request",
+        "history_request",
+        "is_complete_request",
+        "kernel_info_request",
+        "comm_info_request",
+        "comm_open",
+        "comm_msg",
+        "comm_close",
+        "input_reply",
+        "interrupt_request",
+        "shutdown_request",
+        "debug_request",
+        "create_subshell_request",
+        "delete_subshell_request",
+        "list_subshell_request",
+        "usage_request",
+    }
+)
+
 MAX_IDENTS = 16
 MAX_BUFFERS = 1024
 MAX_HEADER_BYTES = 64 << 10

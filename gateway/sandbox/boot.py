@@ -24,7 +24,8 @@ EXIT_UNSEALED = 97
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 GET_VERSION, RULE_PATH_BENEATH = 1, 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
-MAKE_CHAR, MAKE_BLOCK, TRUNCATE, IOCTL_DEV = 1 << 6, 1 << 11, 1 << 14, 1 << 15
+REMOVE_FILE, MAKE_CHAR, MAKE_SOCK, MAKE_FIFO = 1 << 5, 1 << 6, 1 << 9, 1 << 10
+MAKE_BLOCK, MAKE_SYM, TRUNCATE, IOCTL_DEV = 1 << 11, 1 << 12, 1 << 14, 1 << 15
 # How many file rights each ABI knows: asking for more than the kernel knows is an error
 RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 NET_ABI, SCOPE_ABI = 4, 6
@@ -64,8 +65,12 @@ def filtered() -> dict[str, int]:
     return errors
 
 
-def landlock(abi: int, read: list[str], write: list[str], use: list[str]) -> None:
-    """Restrict this process and its children to paths: to read and execute, to write, to use as they are."""
+def landlock(abi: int, rules: dict[str, list[str]]) -> None:
+    """Restrict this process and its children to paths, each kind with rights of its own.
+
+    To read and execute; to write; to use as they are; to share (written, but no links or sockets made: the
+    host's programs would follow them); and to bind sockets in, where nothing else is made.
+    """
     known = (1 << RIGHTS_BY_ABI.get(abi, 16)) - 1
     attributes = struct.pack("=Q", known)
     if abi >= NET_ABI:
@@ -76,9 +81,16 @@ def landlock(abi: int, read: list[str], write: list[str], use: list[str]) -> Non
     readable = EXECUTE | READ_FILE | READ_DIR
     writable = known & ~(MAKE_CHAR | MAKE_BLOCK)
     usable = READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | IOCTL_DEV
-    for paths, rights in ((read, readable), (write, writable), (use, usable)):
+    rights = {
+        "read": readable,
+        "write": writable,
+        "use": usable,
+        "share": writable & ~(MAKE_SOCK | MAKE_FIFO | MAKE_SYM),
+        "bind": READ_FILE | READ_DIR | WRITE_FILE | REMOVE_FILE | MAKE_SOCK,
+    }
+    for kind, paths in rules.items():
         for path in paths:
-            allow(ruleset, path, rights & known)
+            allow(ruleset, path, rights[kind] & known)
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     check(libc.syscall(RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
@@ -199,8 +211,9 @@ def main() -> None:
         warden.detach()
     try:
         if abi:
-            landlock(abi, order["read"], order["write"], order["use"])
+            landlock(abi, order["rules"])
         lower(order["limits"])
+        os.chdir(order["directory"])
     except OSError as error:
         print(f"boot: cannot seal the cell: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_UNSEALED)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from plumbum.machines.local import LocalCommand
 
-from gateway.errors import ConfigurationError, SandboxUnavailable
+from gateway.errors import ConfigurationError
 from gateway.models import Limits
 from gateway.sandbox import seccomp
-from gateway.sandbox.backend import CellPaths, Invocation
+from gateway.sandbox.backend import CellPaths, Invocation, check_there
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import CellUser
 
@@ -185,10 +183,16 @@ def _shown(profile: SandboxProfile, paths: CellPaths, user: CellUser) -> list[st
     _check(paths.home, "home", _NO_HOME)
     if not user.home.is_absolute() or len(user.home.parts) < 2 or user.home.parts[1] in _NO_HOME:
         raise ConfigurationError(f"No home can be had in a cell at {user.home}.")
+    home = user.home if paths.share is None else paths.home
+    given: list[str] = []
+    if paths.share is not None:
+        _check(paths.share, "shared directory", _NO_HOME)
+        given = ["--bind" if paths.share_writable else "--ro-bind", str(paths.share), str(paths.share)]
     # all of /usr is there, read-only
     shown = sorted(share for share in shares if share.parts[1] != "usr")
     return [
-        *("--bind", str(paths.home), str(user.home)),
+        *("--bind", str(paths.home), str(home)),
+        *given,
         *(word for path in shown for word in ("--ro-bind", str(path), str(path))),
         *("--bind", str(paths.ipc), str(paths.ipc)),
     ]
@@ -211,26 +215,4 @@ def _check(path: Path, what: str, refused: frozenset[str]) -> None:
         raise ConfigurationError(f"The {what} {str(path)!r} must be an absolute path below /.")
     if path.parts[1] in refused:
         raise ConfigurationError(f"The {what} {path} cannot be had in a cell, which has its own there.")
-    if path.resolve() != path:
-        raise ConfigurationError(f"The {what} {path} is a link to {path.resolve()}; give that path.")
-    if not path.exists():
-        raise ConfigurationError(f"The {what} {path} does not exist.")
-
-
-def version(program: Path) -> tuple[int, int, int]:
-    """Return bubblewrap's version. Blocks for some milliseconds.
-
-    Raises:
-        SandboxUnavailable: it cannot be run, or what it prints is not bubblewrap's.
-    """
-    command = LocalCommand(str(program))["--version"].formulate()
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False, env={}
-        )
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise SandboxUnavailable(f"{program} cannot be run: {error}.", reason="bubblewrap_missing") from error
-    found = re.match(r"bubblewrap (\d+)\.(\d+)\.(\d+)", done.stdout)
-    if done.returncode or not found:
-        raise SandboxUnavailable(f"{program} does not say its version.", reason="bubblewrap_missing")
-    return int(found[1]), int(found[2]), int(found[3])
+    check_there(path, what)

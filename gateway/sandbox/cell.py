@@ -91,6 +91,7 @@ class Cell:
     kernel_fd: int = -1
     init_fd: int = -1
     sealed: bool = False
+    tied: bool = False
     files: Home | None = None
     workspace: Lease | None = None
     _ending: asyncio.Task[Ending] | None = field(default=None, repr=False)
@@ -157,8 +158,11 @@ class Cell:
             if self.pool is not None:
                 os.fchown(directory, 0, 0)
                 os.fchmod(directory, 0o711)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink("c.json", dir_fd=directory)
+            # sealed without a word from its kernel, a tied cell's may be about to read it; and the key is in
+            # the connection file of whoever it is tied to as well
+            if not self.tied:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink("c.json", dir_fd=directory)
         finally:
             os.close(directory)
         self.sealed = True

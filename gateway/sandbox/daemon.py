@@ -13,11 +13,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from gateway.errors import ConfigurationError, GatewayError, SandboxUnavailable
 from gateway.sandbox import bubblewrap, firejail
+from gateway.sandbox.backend import version
 from gateway.sandbox.bubblewrap import Bubblewrap
 from gateway.sandbox.cgroup import CgroupTree
 from gateway.sandbox.firejail import Firejail
@@ -30,8 +30,6 @@ from gateway.sandbox.warden import Warden
 from gateway.sandbox.wire import WardenFacts
 from gateway.sandbox.workspaces import Workspaces
 from gateway.settings import Settings
-
-Version = tuple[int, int, int]
 
 CANNOT_START = 2
 LOG_BYTES = 1 << 20
@@ -85,8 +83,8 @@ def reachable(path: Path) -> bool:
     return True
 
 
-def ensure(settings: Settings) -> None:
-    """Start a warden for this state directory unless one is running; return once it answers.
+def ensure(settings: Settings) -> subprocess.Popen[bytes] | None:
+    """Start a warden for this state directory unless one is running; return its keeper once it answers.
 
     Raises:
         SandboxUnavailable: it did not start; the message carries its own words.
@@ -94,7 +92,7 @@ def ensure(settings: Settings) -> None:
     directory = settings.warden_socket.parent
     directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     if reachable(settings.warden_socket):
-        return
+        return None
     facts = directory / "settings.json"
     facts.touch(mode=0o600)
     facts.write_text(settings.model_dump_json())
@@ -112,6 +110,7 @@ def ensure(settings: Settings) -> None:
                 words = said.read(4096).decode("utf-8", "replace").strip()
                 raise SandboxUnavailable(f"The warden did not start: {words or 'it gave no reason'}")
             time.sleep(0.01)
+    return process
 
 
 def build(settings: Settings) -> Warden:
@@ -137,8 +136,8 @@ def build(settings: Settings) -> Warden:
     privilege = switches = None
     program = settings.sandbox.firejail
     refusals = {
-        "firejail": unusable(program, firejail.version, firejail.MINIMUM),
-        "bubblewrap": unusable(settings.sandbox.bubblewrap, bubblewrap.version, bubblewrap.MINIMUM),
+        "firejail": unusable("firejail", program, firejail.MINIMUM),
+        "bubblewrap": unusable("bubblewrap", settings.sandbox.bubblewrap, bubblewrap.MINIMUM),
     }
     if os.geteuid() == 0:
         privilege = prepare_privileged(settings, base)
@@ -188,10 +187,10 @@ def build(settings: Settings) -> Warden:
     )
 
 
-def unusable(program: Path, version: Callable[[Path], Version], minimum: Version) -> str | None:
+def unusable(backend: str, program: Path, minimum: tuple[int, int, int]) -> str | None:
     """Return why a backend's program cannot be used, None if it can."""
     try:
-        found = version(program)
+        found = version(program, backend)
     except GatewayError as error:
         return error.message
     if found < minimum:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plumbum.machines.local import LocalCommand
 
-from gateway.errors import BadRequest, ConfigurationError, SandboxUnavailable
+from gateway.errors import ConfigurationError
 from gateway.models import Limits
-from gateway.sandbox.backend import CellPaths, Invocation
+from gateway.sandbox.backend import CellPaths, Invocation, check_there
 from gateway.sandbox.namespace import FirejailUser
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import CellUser
@@ -85,15 +83,6 @@ _NOEXEC = {"home": "${HOME}", "tmp": "/tmp", "shm": "/dev/shm"}  # noqa: S108
 # firejail's own bounds (MAX_ARGS, MAX_ARG_LEN); beyond them it refuses to start
 _MAX_ARGUMENTS = 127
 _MAX_ARGUMENT = 4096
-# Pools that would start a thread or process for each core of the host, not of the cell.
-_THREAD_COUNTS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-    "LOKY_MAX_CPU_COUNT",
-    "POLARS_MAX_THREADS",
-    "RAYON_NUM_THREADS",
-)
 
 
 class Firejail:
@@ -180,21 +169,29 @@ class Firejail:
             _check(share, "shared directory", _NOT_SHOWN)
         _check(paths.ipc, "ipc directory", _NOT_SHOWN | {"usr", "opt", "srv"})
         _check(paths.home, "home", _NO_HOME)
+        home, writable = [f"private={paths.home}"], [paths.ipc]
+        noexec = dict(_NOEXEC)
+        if paths.share is not None:
+            # firejail shows nothing of a home that it replaces, and empties one that it shows something of
+            _check(paths.share, "shared directory", _NOT_SHOWN - {"home"})
+            home, noexec["home"] = [], str(paths.home)
+            writable.append(paths.home)
+            (writable if paths.share_writable else shares).append(paths.share)
         # all of /usr is there, read-only
         shown = sorted(share for share in shares if share.parts[1] != "usr")
-        visible = {share.parts[1] for share in shown}
+        visible = {path.parts[1] for path in [*shown, *writable]}
         # with any whitelist below /run, firejail adds the whole of /run/user/UID by itself: the user's own
         # sockets (podman, agents, editors) unless something in it is whitelisted by name
         runtime = Path("/run/user")
-        hidden = [] if any(runtime in path.parents for path in [*shown, paths.ipc]) else [runtime]
+        hidden = [] if any(runtime in path.parents for path in [*shown, *writable]) else [runtime]
         return [
-            f"private={paths.home}",
+            *home,
             f"private-etc={','.join(profile.files.private_etc)}",
-            *(f"whitelist={path}" for path in [*shown, paths.ipc]),
+            *(f"whitelist={path}" for path in [*shown, *writable]),
             *(f"read-only={path}" for path in shown),
             *(f"blacklist={path}" for path in [*profile.files.blacklist, *hidden]),
             *(f"blacklist={path}" for path in host_blacklist() if path.parts[1] not in visible),
-            *(f"noexec={_NOEXEC[place]}" for place in profile.exec.noexec),
+            *(f"noexec={noexec[place]}" for place in profile.exec.noexec),
         ]
 
 
@@ -227,29 +224,7 @@ def _check(path: Path, what: str, refused: frozenset[str]) -> None:
         raise ConfigurationError(
             f"The {what} {path} cannot be had in a cell: firejail replaces /{path.parts[1]} there."
         )
-    if path.resolve() != path:
-        raise ConfigurationError(f"The {what} {path} is a link to {path.resolve()}; give that path.")
-    if not path.exists():
-        raise ConfigurationError(f"The {what} {path} does not exist.")
-
-
-def version(program: Path) -> tuple[int, int, int]:
-    """Return firejail's version. Blocks for some milliseconds.
-
-    Raises:
-        SandboxUnavailable: it cannot be run, or what it prints is not firejail's.
-    """
-    command = LocalCommand(str(program))["--version"].formulate()
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=10, check=False, env={}
-        )
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise SandboxUnavailable(f"{program} cannot be run: {error}.", reason="firejail_missing") from error
-    found = re.match(r"firejail version (\d+)\.(\d+)\.(\d+)", done.stdout)
-    if done.returncode or not found:
-        raise SandboxUnavailable(f"{program} does not say its version.", reason="firejail_missing")
-    return int(found[1]), int(found[2]), int(found[3])
+    check_there(path, what)
 
 
 def firejail_environment(user: CellUser) -> dict[str, str]:
@@ -263,41 +238,3 @@ def firejail_environment(user: CellUser) -> dict[str, str]:
         # without this firejail may think itself in a container and run the program with no sandbox at all
         "container": "docker",
     }
-
-
-def kernel_environment(
-    user: CellUser,
-    profile: SandboxProfile,
-    environment: Path | None,
-    env: Mapping[str, str],
-    *,
-    limits: Limits,
-) -> dict[str, str]:
-    """Return the whole environment of a kernel, built from nothing.
-
-    `env` holds the kernelspec's variables under the request's, their names checked by the caller; neither
-    they nor the profile can change who the cell is.
-
-    Raises:
-        BadRequest: a value holds a zero.
-    """
-    cores = str(math.ceil(limits.cpus))
-    system = "/usr/local/bin:/usr/bin:/bin"
-    complete = {
-        "PATH": f"{environment}/bin:{system}" if environment else system,
-        "LANG": "C.UTF-8",
-        **dict.fromkeys(_THREAD_COUNTS, cores),
-        "MPLCONFIGDIR": f"{user.home}/.config/matplotlib",
-        **profile.environment,
-        **env,
-        "HOME": str(user.home),
-        "USER": user.name,
-        "LOGNAME": user.name,
-        "SHELL": "/bin/bash",
-    }
-    # a kernel that polls this pid would find it gone at once: in the cell it is another's
-    complete.pop("JPY_PARENT_PID", None)
-    for name, value in complete.items():
-        if "\0" in value:
-            raise BadRequest(f"The environment variable {name[:64]} holds a zero.")
-    return complete

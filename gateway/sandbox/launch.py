@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import math
+import dataclasses
 import os
 import secrets
 import shutil
 import signal
-import socket
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -19,27 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from gateway.errors import SandboxUnavailable
-from gateway.models import Frozen, Limits
-from gateway.sandbox import confinement, tmpfs
+from gateway.errors import BadRequest, Conflict, SandboxUnavailable
+from gateway.sandbox import confinement, shares, tmpfs
 from gateway.sandbox.backend import Backend, CellPaths
-from gateway.sandbox.cell import Cell, Tail, settle
+from gateway.sandbox.bootorder import boot_order, interpreter
+from gateway.sandbox.cell import Cell, Tail
 from gateway.sandbox.cgroup import CgroupTree
-from gateway.sandbox.firejail import kernel_environment
+from gateway.sandbox.handshake import Handshake, Hello
 from gateway.sandbox.home import Home
 from gateway.sandbox.namespace import Entry, Leash
 from gateway.sandbox.profile import SandboxProfile
-from gateway.sandbox.users import UserPool, current_user
-from gateway.sandbox.wire import Connection, LaunchOrder
+from gateway.sandbox.users import CellUser, UserPool, current_user
+from gateway.sandbox.wire import Connection, LaunchOrder, Place
 from gateway.sandbox.workspaces import Lease, Workspaces
-
-SYSTEM_READ = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/proc")
-SYSTEM_PYTHON = "/usr/bin/python3"
-MAX_HELLO = 64 << 10
-# sockets are made with this umask, so that the gateway's group may connect to them
-KERNEL_UMASK = 0o007
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +87,12 @@ class Launcher:
         if refusal := self._refusals.get(profile.backend):
             raise SandboxUnavailable(refusal, reason=f"{profile.backend}_missing")
         environment = self._environment(order.environment)
-        cell, warden = self._start(order, profile, environment)
+        cell, handshake = self._start(order, profile, environment)
         try:
             async with asyncio.timeout(self._timeout_s):
-                hello, pid = await receive_hello(warden, profile.backend)
-                self._prove(cell, pid, hello, order.limits, self._backends[profile.backend].shm)
-                await asyncio.get_running_loop().sock_sendall(
-                    warden, json.dumps(self._boot_order(order, profile, cell, environment)).encode()
-                )
+                hello, pid = await handshake.hello()
+                self._prove(cell, pid, hello, order, self._backends[profile.backend].shm)
+                await handshake.order(boot_order(order, profile, cell, environment, self._boot))
         except TimeoutError:
             await cell.end()
             raise SandboxUnavailable(
@@ -122,7 +109,7 @@ class Launcher:
             await cell.end()
             raise
         finally:
-            warden.close()
+            handshake.close()
         return cell
 
     def _environment(self, path: str | None) -> Path | None:
@@ -148,14 +135,13 @@ class Launcher:
 
     def _start(
         self, order: LaunchOrder, profile: SandboxProfile, environment: Path | None
-    ) -> tuple[Cell, socket.socket]:
+    ) -> tuple[Cell, Handshake]:
         with contextlib.ExitStack() as undo:
+            share = self._share(order, environment)
             user = self._privilege.users.take() if self._privilege else current_user()
             if self._privilege:
                 undo.callback(self._privilege.users.release, user)
-            cell_id = secrets.token_hex(6)
-            directory = self._run_dir / cell_id
-            directory.mkdir(mode=0o711)
+            directory = self._directory(order.place)
             undo.callback(shutil.rmtree, directory, ignore_errors=True)
             lease = self._workspaces.take(order.workspace) if order.workspace else None
             if lease:
@@ -163,11 +149,18 @@ class Launcher:
             home = self._home(directory, lease)
             if not lease:
                 undo.callback(shutil.rmtree, home, ignore_errors=True)
-            connection = self._connection(directory / "i", user.uid, user.gid)
-            cgroup = self._cgroups.create(cell_id, order.limits) if self._cgroups else None
+            connection = self._connection(directory / "i", order.place, user)
+            cgroup = self._cgroups.create(directory.name, order.limits) if self._cgroups else None
             if cgroup:
                 undo.callback(cgroup.remove)
-            paths = CellPaths(home=home, ipc=directory / "i", environment=environment, boot=self._boot)
+            paths = CellPaths(
+                home=home,
+                ipc=directory / "i",
+                environment=environment,
+                boot=self._boot,
+                share=share,
+                share_writable=order.share is not None and order.share.writable,
+            )
             program = [*interpreter(order.argv, environment), str(self._boot)]
             leash, held = os.pipe()
             undo.callback(os.close, leash)
@@ -188,15 +181,13 @@ class Launcher:
                 steps += [Entry(user, home, order.limits, files, volume), backend.become(user)]
             else:
                 steps.append(Joining(files))
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            undo.callback(ours.close)
-            ours.setblocking(False)
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-            with theirs, started:
+            handshake = Handshake(profile.backend)
+            undo.callback(handshake.close)
+            with handshake.theirs, started:
                 try:
                     process = subprocess.Popen(
                         invocation.command,
-                        stdin=theirs.fileno(),
+                        stdin=handshake.theirs.fileno(),
                         stdout=subprocess.DEVNULL,
                         stderr=subprocess.PIPE,
                         cwd="/",
@@ -213,9 +204,9 @@ class Launcher:
             undo.pop_all()
         assert process.stderr is not None  # noqa: S101
         cell = Cell(
-            id=cell_id,
+            id=directory.name,
             kernel_id=order.kernel_id,
-            user=user,
+            user=dataclasses.replace(user, home=home) if share else user,
             directory=directory,
             home=home,
             connection=connection,
@@ -226,10 +217,11 @@ class Launcher:
             cgroup=cgroup,
             pool=self._privilege.users if self._privilege else None,
             workspace=lease,
+            tied=order.tied,
         )
         process.stderr.close()
         record(directory, process.pid)
-        return cell, ours
+        return cell, handshake
 
     def _home(self, directory: Path, lease: Lease | None) -> Path:
         """Return the directory that becomes a cell's home: a root warden's launcher mounts over it."""
@@ -239,22 +231,47 @@ class Launcher:
         home.mkdir(mode=0o700)
         return home
 
-    def _connection(self, ipc: Path, uid: int, gid: int) -> Connection:
+    def _share(self, order: LaunchOrder, environment: Path | None) -> Path | None:
+        """Return the directory that the order shares with its cell. Raises BadRequest."""
+        if order.share is None:
+            return None
+        if self._privilege:
+            raise shares.refusal(
+                Path(order.share.path), "a cell of root's runs as a user who has no access to your files"
+            )
+        if order.workspace:
+            raise BadRequest("A cell has a workspace or a shared directory, not both.")
+        closed = [self._run_dir, self._home_dir.parent.parent]
+        if environment and order.share.writable:
+            closed.append(environment)
+        return shares.checked(order.share, current_user(), closed)
+
+    def _directory(self, place: Place | None) -> Path:
+        """Make a cell's directory, whose name is its id. Raises Conflict where the ended one's is there."""
+        directory = self._run_dir / (place.cell if place else secrets.token_hex(6))
+        try:
+            directory.mkdir(mode=0o711)
+        except FileExistsError:
+            raise Conflict(f"The place of cell {directory.name} is taken.", reason="place_taken") from None
+        return directory
+
+    def _connection(self, ipc: Path, place: Place | None, user: CellUser) -> Connection:
         """Make the ipc directory and the connection file: the kernel binds, the gateway's group connects."""
         ipc.mkdir(mode=0o700)
-        connection = Connection(ip=str(ipc / "k"), key=secrets.token_hex(32))
+        connection = Connection(ip=str(ipc / "k"), key=place.key if place else secrets.token_hex(32))
         file = ipc / "c.json"
         file.touch(mode=0o400)
         file.chmod(0o600)
         file.write_text(connection.model_dump_json())
         file.chmod(0o400)
         if self._privilege:
-            os.chown(file, uid, gid)
-            os.chown(ipc, uid, self._privilege.gateway_gid)
+            os.chown(file, user.uid, user.gid)
+            os.chown(ipc, user.uid, self._privilege.gateway_gid)
             ipc.chmod(0o2770)
         return connection
 
-    def _prove(self, cell: Cell, pid: int, hello: CellHello, limits: Limits, shm: str) -> None:
+    def _prove(self, cell: Cell, pid: int, hello: Hello, order: LaunchOrder, shm: str) -> None:
+        limits, share = order.limits, order.share
         # the pidfd first: what is proved afterwards is proved of the process that it holds
         cell.kernel_fd, cell.kernel_pid = os.pidfd_open(pid), pid
         init = confinement.prove(
@@ -270,29 +287,15 @@ class Launcher:
         if confinement.status(pid).get("PPid") != str(init):
             raise SandboxUnavailable("The cell ended before it could be proved.", reason="cell_ended")
         cell.landlock = hello.landlock
+        if share and share.writable and not hello.landlock:
+            raise SandboxUnavailable(
+                "A directory can be shared to write to only where Linux has Landlock.", reason="no_landlock"
+            )
         if self._privilege:
             inodes = limits.home_inodes
             tmpfs.bound(pid, "/tmp", size_bytes=limits.tmp_bytes, inodes=inodes)  # noqa: S108
             tmpfs.bound(pid, shm, size_bytes=limits.shm_bytes, inodes=inodes)
         cell.files = Home.of_cell(pid, cell.user) if self._privilege else Home.of_directory(cell.home)
-
-    def _boot_order(
-        self, order: LaunchOrder, profile: SandboxProfile, cell: Cell, environment: Path | None
-    ) -> dict[str, Any]:
-        file = str(cell.ipc / "c.json")
-        argv = [argument.replace("{connection_file}", file) for argument in order.argv]
-        shared = [*([str(environment)] if environment else []), *profile.files.read_only]
-        return {
-            **program(argv, environment),
-            "environment": kernel_environment(
-                cell.user, profile, environment, order.env, limits=order.limits
-            ),
-            "umask": KERNEL_UMASK,
-            "limits": rlimits(order.limits, profile, bounded_memory=cell.cgroup is not None),
-            "read": [*SYSTEM_READ, *shared, str(self._boot)],
-            "write": [str(cell.user.home), "/tmp", "/dev/shm", str(cell.ipc)],  # noqa: S108
-            "use": ["/dev"],
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,80 +331,3 @@ def sweep(run_dir: Path) -> None:
             if since == started(int(pid)):
                 os.kill(int(pid), signal.SIGKILL)
         shutil.rmtree(directory, ignore_errors=True)
-
-
-class CellHello(Frozen):
-    """What the boot step says of the cell that it finds itself in; see `boot.main`."""
-
-    landlock: int
-    namespaces: dict[str, str]
-    filtered: dict[str, int]
-
-
-async def receive_hello(warden: socket.socket, backend: str) -> tuple[CellHello, int]:
-    """Return the boot step's hello and its pid as this side sees it (SCM_CREDENTIALS cannot be forged).
-
-    Raises:
-        SandboxUnavailable: the cell ended without one, or said something else.
-    """
-    loop = asyncio.get_running_loop()
-    readable: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(warden, settle, readable)
-    try:
-        await readable
-        data, ancillary, _, _ = warden.recvmsg(MAX_HELLO, socket.CMSG_SPACE(struct.calcsize("3i")))
-    finally:
-        loop.remove_reader(warden)
-    if not data:
-        raise SandboxUnavailable(f"{backend} ended before the cell was up.", reason=f"{backend}_failed")
-    for level, kind, credentials in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-            pid, _, _ = struct.unpack("3i", credentials)
-            try:
-                return CellHello.model_validate_json(data), pid
-            except ValidationError:
-                break
-    raise SandboxUnavailable("The cell did not say who it is.", reason="not_confined")
-
-
-def interpreter(argv: tuple[str, ...], environment: Path | None) -> list[str]:
-    """Return the Python, with its options, that runs the boot step: the kernel's own where it is Python."""
-    module = python_module(argv, environment)
-    if module is None or environment is None:
-        return [SYSTEM_PYTHON, "-I"]
-    return [str(environment / "bin" / "python"), "-I", *argv[1:module]]
-
-
-def program(argv: list[str], environment: Path | None) -> dict[str, Any]:
-    """Return what the boot step becomes: a module in its own process, or a program by exec."""
-    module = python_module(argv, environment)
-    if module is not None and environment is not None:
-        return {"module": argv[module + 1], "arguments": argv[module + 2 :]}
-    if environment is not None and (environment / "bin" / argv[0]).exists():
-        argv = [str(environment / "bin" / argv[0]), *argv[1:]]
-    return {"exec": argv}
-
-
-def python_module(argv: list[str] | tuple[str, ...], environment: Path | None) -> int | None:
-    """Return the index of `-m` where a kernelspec's argv is the environment's Python running a module."""
-    if environment is None or not Path(argv[0]).name.startswith("python") or "-m" not in argv[1:-1]:
-        return None
-    index = argv.index("-m")
-    return index if all(option.startswith("-X") for option in argv[1:index]) else None
-
-
-def rlimits(limits: Limits, profile: SandboxProfile, *, bounded_memory: bool) -> dict[str, int]:
-    """Return the limits that the boot step lowers in itself, by their names in `resource`."""
-    wanted = {
-        "RLIMIT_CORE": 0,
-        "RLIMIT_MEMLOCK": 1 << 20,
-        "RLIMIT_MSGQUEUE": 0,
-        "RLIMIT_NOFILE": limits.open_files,
-        "RLIMIT_FSIZE": limits.file_bytes,
-        "RLIMIT_NPROC": limits.pids,
-        "RLIMIT_SIGPENDING": profile.rlimits.sigpending,
-    }
-    if not bounded_memory:
-        # without a cgroup, address space is the only bound; libraries reserve far more of it than they use
-        wanted["RLIMIT_AS"] = max(4 << 30, math.ceil(limits.memory_bytes * 4))
-    return wanted

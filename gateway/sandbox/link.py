@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,12 @@ _KNOWN = {
         SandboxUnavailable,
     )
 }
+
+
+def failure(body: Mapping[str, Any]) -> GatewayError:
+    """Return the error that a warden's answer tells of."""
+    kind = _KNOWN.get(str(body.get("code")), SandboxUnavailable)
+    return kind(body.get("message", ""), reason=body.get("reason"))
 
 
 class WardenLink:
@@ -221,9 +227,7 @@ class WardenLink:
                     SandboxUnavailable("The gateway has no descriptors left.", reason="no_descriptors")
                 )
         elif "error" in packet:
-            body = packet["error"]
-            kind = _KNOWN.get(body.get("code"), SandboxUnavailable)
-            waiting.set_exception(kind(body.get("message", ""), reason=body.get("reason")))
+            waiting.set_exception(failure(packet["error"]))
         else:
             waiting.set_result((packet["answer"], descriptors))
 

@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -70,6 +70,7 @@ class Warden:
         self._keep_s = keep_s
         self._cells: dict[str, Cell] = {}
         self._talks: set[Packets] = set()
+        self._tied: dict[Packets, set[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._alone: asyncio.TimerHandle | None = None
@@ -119,6 +120,8 @@ class Warden:
 
     def _left(self, talk: Packets) -> None:
         self._talks.discard(talk)
+        for cell in self._tied.pop(talk, set()) & self._cells.keys():
+            self._spawn(self._end_tied(cell))
         if not self._talks:
             self._await_gateway()
 
@@ -137,7 +140,10 @@ class Warden:
             wrong = BadRequest(f"The warden does not take this: {error.errors()[0]['msg']}.")
             talk.send({"id": number if isinstance(number, int) else -1, "error": wrong.body()})
             return
-        task = asyncio.get_running_loop().create_task(self._answer(talk, request, descriptors))
+        self._spawn(self._answer(talk, request, descriptors))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -159,6 +165,8 @@ class Warden:
             if isinstance(request.body, Launch) and not talk.open:
                 # who asked is gone and has no record of it: nobody would ever end it
                 await self._end(OnCell(op="end", cell=answer["cell"]))
+            elif isinstance(request.body, Launch) and request.body.order.tied:
+                self._tied.setdefault(talk, set()).add(answer["cell"])
         finally:
             close_all(given)
 
@@ -231,6 +239,10 @@ class Warden:
 
     async def _usage(self, body: OnCell) -> Answer:
         return self._cell(body).usage().model_dump(), []
+
+    async def _end_tied(self, cell: str) -> None:
+        with contextlib.suppress(NotFound):
+            await self._end(OnCell(op="end", cell=cell))
 
     async def _end(self, body: OnCell) -> Answer:
         cell = self._cell(body)

@@ -44,10 +44,26 @@ class WorkspaceOrder(Frozen):
     budget_bytes: int | None = Field(None, ge=0)
 
 
+class Place(Frozen):
+    """Where clients of an ended cell's kernel still look for it, and the key that they know."""
+
+    cell: CellId
+    key: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Share(Frozen):
+    """A directory of the user's own that a cell is shown where it is, and starts in."""
+
+    path: Annotated[str, StringConstraints(max_length=1024, pattern=r"^/[^\x00]*$")]
+    writable: bool
+
+
 class LaunchOrder(Frozen):
     """Start one cell. `{connection_file}` in `argv` stands for the connection file's path.
 
-    `age_s` is the kernel's age, where the cell is not its first.
+    `age_s` is the kernel's age, where the cell is not its first; `place` is the ended cell's that this one
+    is to stand in for. A tied cell ends with the conversation that asks for it; whoever that is connects to
+    its sockets by name, so that nothing but sockets can be made beside them.
     """
 
     kernel_id: Uuid
@@ -57,6 +73,9 @@ class LaunchOrder(Frozen):
     env: dict[EnvName, EnvValue] = Field(default_factory=dict, max_length=256)
     limits: Limits
     workspace: WorkspaceOrder | None = None
+    share: Share | None = None
+    place: Place | None = None
+    tied: bool = False
     age_s: float = Field(0.0, ge=0)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gateway.errors import BadRequest, Conflict, InsufficientStorage, NotFound, PayloadTooLarge
 from gateway.models import AuditAction
-from gateway.services.auditing import changes_files
+from gateway.services.auditing import touches_files
 from gateway.services.files import pieces_of
 from gateway.services.packing import packer
 from gateway.services.unpacking import Bounds, entries
@@ -44,13 +44,13 @@ class ArchiveService:
         self._files = files
         self._settings = settings.files
 
+    @touches_files(AuditAction.FILE_READ)
     async def contents(self, principal: Principal, kernel_id: str, path: str) -> list[FileFacts]:
         """Return the files and directories below a directory, for an archive: no links, nothing special."""
-        found = await self._files.walk(principal, kernel_id, path, depth=MAX_DEPTH, limit=None)
+        most = self._settings.max_entries
+        found = await self._files.of(principal, kernel_id).walk(path, depth=MAX_DEPTH, limit=most)
         if found.truncated:
-            raise PayloadTooLarge(
-                f"There are more than {self._settings.max_entries} entries (files.max_entries)."
-            )
+            raise PayloadTooLarge(f"There are more than {most} entries (files.max_entries).")
         kept = [facts for facts in found.entries if facts.type in {"file", "directory"}]
         if sum(facts.size for facts in kept if facts.type == "file") > self._settings.max_archive_bytes:
             raise PayloadTooLarge(
@@ -79,7 +79,7 @@ class ArchiveService:
                     yield piece
         yield archive.close()
 
-    @changes_files(AuditAction.FILE_WRITE)
+    @touches_files(AuditAction.FILE_WRITE)
     async def unpack(
         self, principal: Principal, kernel_id: str, path: str, kind: Format, pieces: AsyncIterable[bytes]
     ) -> Unpacked:

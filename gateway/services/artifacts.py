@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gateway.errors import GatewayError
-from gateway.models import Artifact, Artifacts, FileFacts
+from gateway.models import Artifact, Artifacts, AuditAction, FileFacts
+from gateway.services.auditing import recorded
 from gateway.services.files import pieces_of
 
 if TYPE_CHECKING:
@@ -37,18 +38,25 @@ class ArtifactService:
 
     async def since(self, principal: Principal, kernel_id: str, before: Look) -> Artifacts:
         """Return what was made or changed since a look; nothing where the home is gone."""
+        extra = {"how": "artifacts"}
         try:
-            files = self._files.of(principal, kernel_id)
-            now, truncated = await self._look(files)
-            changed = [facts for path, facts in now.items() if _version(before.get(path)) != facts.version]
-            left = MAX_HASHED_BYTES
-            found = []
-            for facts in changed[:MAX_LISTED]:
-                digest = await _sha256(files, facts) if facts.size <= left else None
-                left -= facts.size if digest else 0
-                found.append(_artifact(facts, known=facts.path in before, sha256=digest))
+            with recorded(
+                self._files.audit, AuditAction.FILE_LIST, principal, kernel_id=kernel_id, extra=extra
+            ):
+                return await self._since(principal, kernel_id, before)
         except GatewayError:
             return Artifacts(files=[], truncated=True)
+
+    async def _since(self, principal: Principal, kernel_id: str, before: Look) -> Artifacts:
+        files = self._files.of(principal, kernel_id)
+        now, truncated = await self._look(files)
+        changed = [facts for path, facts in now.items() if _version(before.get(path)) != facts.version]
+        left = MAX_HASHED_BYTES
+        found = []
+        for facts in changed[:MAX_LISTED]:
+            digest = await _sha256(files, facts) if facts.size <= left else None
+            left -= facts.size if digest else 0
+            found.append(_artifact(facts, known=facts.path in before, sha256=digest))
         return Artifacts(files=found, truncated=truncated or len(changed) > MAX_LISTED)
 
     async def _look(self, files: KernelFiles) -> tuple[dict[str, FileFacts], bool]:

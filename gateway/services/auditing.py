@@ -47,17 +47,22 @@ def recorded(
         if not isinstance(error, GatewayError) or error.status not in REFUSALS:
             reason = error.code if isinstance(error, GatewayError) else type(error).__name__
             audit.record(event.model_copy(update={"outcome": AuditOutcome.ERROR, "reason": reason}))
+            if isinstance(error, GatewayError):
+                error.recorded = True
         raise
     audit.record(event)
 
 
-def changes_files(
+def touches_files(
     action: AuditAction,
 ) -> Callable[
     [Callable[Concatenate[Any, Principal, str, str, P], Awaitable[T]]],
     Callable[Concatenate[Any, Principal, str, str, P], Coroutine[Any, Any, T]],
 ]:
-    """Record what a method does to a path of a kernel's home; its object has the trail as `audit`."""
+    """Record what a method does at a path of a kernel's home; its object has the trail as `audit`.
+
+    What it returns of a home is only returned once that is recorded.
+    """
 
     def decorate(
         method: Callable[Concatenate[Any, Principal, str, str, P], Awaitable[T]],
@@ -69,7 +74,9 @@ def changes_files(
             self.audit.admit()
             extra = {"how": method.__name__}
             with recorded(self.audit, action, principal, kernel_id=kernel_id, target=path, extra=extra):
-                return await method(self, principal, kernel_id, path, *args, **kwargs)
+                result = await method(self, principal, kernel_id, path, *args, **kwargs)
+            await self.audit.written()
+            return result
 
         return noted
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from gateway.errors import BadRequest, GatewayError
-from gateway.models import ExecutionResult, ExecutionStatus, Scope
+from gateway.models import AuditAction, ExecutionResult, ExecutionStatus, Scope
 from gateway.protocol.messages import MalformedMessage, make
 from gateway.protocol.outputs import Collector
+from gateway.services.auditing import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,18 +86,24 @@ class ExecutionService:
     async def interrupt(self, principal: Principal, kernel_id: str, execution_id: str) -> None:
         """Interrupt a running execution, or take back a queued one.
 
-        Raises Forbidden, NotFound, KernelDead.
+        Raises Forbidden, NotFound, KernelDead, AuditUnavailable.
         """
         handle = self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE)
-        await handle.interrupt_execution(execution_id)
+        self._audit.admit()
+        action = AuditAction.EXECUTION_INTERRUPT
+        with recorded(self._audit, action, principal, kernel_id=handle.id, target=execution_id):
+            await handle.interrupt_execution(execution_id)
 
     async def cancel(self, principal: Principal, kernel_id: str, execution_id: str) -> None:
         """End an execution, by a restart of the kernel if need be.
 
-        Raises Forbidden, NotFound, KernelDead, Conflict (the kernel is paused).
+        Raises Forbidden, NotFound, KernelDead, Conflict (the kernel is paused), AuditUnavailable.
         """
         handle = self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE)
-        await handle.cancel_execution(execution_id)
+        self._audit.admit()
+        action = AuditAction.EXECUTION_CANCEL
+        with recorded(self._audit, action, principal, kernel_id=handle.id, target=execution_id):
+            await handle.cancel_execution(execution_id)
 
     async def _abandon(self, listener: _Listener, attached: ExitStack) -> None:
         # In a task of its own, so that a second cancellation of the caller does not stop it.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gateway.errors import BadRequest, Conflict, LimitReached, NotFound, PayloadTooLarge, PreconditionFailed
 from gateway.models import AuditAction, FileFacts, Principal, Scope
-from gateway.services.auditing import changes_files
+from gateway.services.auditing import recorded, touches_files
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Iterator
@@ -59,16 +59,28 @@ class FileService:
         """Return the way to the files of a kernel of the principal's."""
         return self._kernels.get(principal, kernel_id, scope=Scope.FILES).files()
 
+    @touches_files(AuditAction.FILE_LIST)
     async def stat(self, principal: Principal, kernel_id: str, path: str) -> FileFacts:
         """Return what is at a path."""
         return await self.of(principal, kernel_id).stat(path)
 
+    @touches_files(AuditAction.FILE_LIST)
     async def walk(
         self, principal: Principal, kernel_id: str, path: str, *, depth: int, limit: int | None
     ) -> Walk:
         """List a directory, `depth` levels of it."""
         most = self._settings.max_entries
         return await self.of(principal, kernel_id).walk(path, depth=depth, limit=min(limit or most, most))
+
+    @asynccontextmanager
+    async def reading(self, principal: Principal, kernel_id: str, path: str) -> AsyncIterator[OpenFile]:
+        """Open a file to read it while the body runs, once that is recorded. Raises AuditUnavailable."""
+        self.audit.admit()
+        with recorded(self.audit, AuditAction.FILE_READ, principal, kernel_id=kernel_id, target=path):
+            file = await self.of(principal, kernel_id).open(path, "read")
+        with file:
+            await self.audit.written()
+            yield file
 
     @contextmanager
     def transfer(self, principal: Principal) -> Iterator[None]:
@@ -88,7 +100,7 @@ class FileService:
             if not self._transfers[principal.name]:
                 del self._transfers[principal.name]
 
-    @changes_files(AuditAction.FILE_WRITE)
+    @touches_files(AuditAction.FILE_WRITE)
     async def write(
         self,
         principal: Principal,
@@ -136,7 +148,7 @@ class FileService:
         limits = self._kernels.get(principal, kernel_id, scope=Scope.FILES).limits
         return min(self._settings.max_upload_bytes, limits.file_bytes)
 
-    @changes_files(AuditAction.FILE_WRITE)
+    @touches_files(AuditAction.FILE_WRITE)
     async def append(self, principal: Principal, kernel_id: str, path: str, text: bytes) -> FileFacts:
         """Write at the end of a file, which is made if need be.
 
@@ -149,7 +161,7 @@ class FileService:
             await file.write(text)
         return await files.stat(path)
 
-    @changes_files(AuditAction.FILE_WRITE)
+    @touches_files(AuditAction.FILE_WRITE)
     async def edit(
         self, principal: Principal, kernel_id: str, path: str, old: bytes, new: bytes, *, replacements: int
     ) -> Written:
@@ -175,19 +187,23 @@ class FileService:
             facts = await files.place(spooled, path, version=version)
         return Written(facts, hashlib.sha256(changed).hexdigest(), created=False)
 
-    @changes_files(AuditAction.FILE_WRITE)
+    @touches_files(AuditAction.FILE_WRITE)
     async def mkdir(self, principal: Principal, kernel_id: str, path: str) -> FileFacts:
         """Make a directory, and those above it."""
         return await self.of(principal, kernel_id).mkdir(path)
 
-    @changes_files(AuditAction.FILE_WRITE)
     async def move(
         self, principal: Principal, kernel_id: str, path: str, to: str, *, replace: bool
     ) -> FileFacts:
-        """Rename within the home."""
-        return await self.of(principal, kernel_id).move(path, to, replace=replace)
+        """Rename within the home. Raises AuditUnavailable."""
+        self.audit.admit()
+        extra = {"how": "move", "to": to}
+        with recorded(
+            self.audit, AuditAction.FILE_WRITE, principal, kernel_id=kernel_id, target=path, extra=extra
+        ):
+            return await self.of(principal, kernel_id).move(path, to, replace=replace)
 
-    @changes_files(AuditAction.FILE_DELETE)
+    @touches_files(AuditAction.FILE_DELETE)
     async def remove(self, principal: Principal, kernel_id: str, path: str, *, recursive: bool) -> None:
         """Remove a file or a directory."""
         await self.of(principal, kernel_id).remove(path, recursive=recursive)

@@ -84,9 +84,9 @@ class KernelService:
         self._executions = settings.executions
         self._starting: dict[str, str] = {}
 
-    def specs(self) -> Mapping[str, KernelSpec]:
+    async def specs(self) -> Mapping[str, KernelSpec]:
         """Return the kernelspecs that may be started, by name."""
-        return self._host.specs()
+        return await self._host.specs()
 
     def default_spec(self) -> str:
         """Return the kernelspec's name that is used when a request names none."""
@@ -129,13 +129,17 @@ class KernelService:
         KernelStartFailed, StoreUnavailable, AuditUnavailable.
         """
         require(principal, Scope.KERNELS)
-        spec = self._spec(name)
+        spec = await self._spec(name)
         secrets = dict(secrets or {})
         checked = self._environment(env or {}, secrets)
         wanted = str(uuid4()) if kernel_id is None else _canonical(kernel_id)
         granted = self._limits(spec, limits or {})
         self._audit.admit()
-        names = {"env": ",".join(checked), "secrets": ",".join(secrets)}
+        names = {
+            "env": ",".join(checked),
+            "secrets": ",".join(secrets),
+            "workspace": workspace.name if workspace else "",
+        }
         extra = {"spec": spec.name, **{kind: named for kind, named in names.items() if named}}
         with (
             recorded(self._audit, AuditAction.KERNEL_CREATE, principal, kernel_id=wanted, extra=extra),
@@ -232,8 +236,8 @@ class KernelService:
         with suppress(GatewayError):
             await self._quotas.measure(handle)
 
-    def _spec(self, name: str | None) -> KernelSpec:
-        specs = self._host.specs()
+    async def _spec(self, name: str | None) -> KernelSpec:
+        specs = await self._host.specs()
         wanted = name or self._host.default_spec()
         spec = specs.get(wanted)
         if spec is None:

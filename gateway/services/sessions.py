@@ -11,12 +11,12 @@ from uuid import uuid4
 from weakref import WeakValueDictionary
 
 from gateway.errors import BadRequest, GatewayError, Gone, LimitReached, NotFound
-from gateway.models import AuditAction, ExecutionState, Principal, Scope, SessionRecord
+from gateway.models import AuditAction, AuditEvent, ExecutionState, Principal, Scope, SessionRecord
 from gateway.services.auditing import recorded
 from gateway.services.kernels import owns, require
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from gateway.ports import Audit, Clock, KernelHandle, Store
     from gateway.services.kernels import KernelService
@@ -70,9 +70,7 @@ class SessionService:
             if old is not None and bound is not None and bound.state is not ExecutionState.DEAD:
                 return old, bound
             if old is None and len(mine) >= _MAX_SESSIONS:
-                raise LimitReached(
-                    f"You have {len(mine)} sessions, as many as you may.", reason="max_sessions"
-                )
+                await self._make_room(owner, mine)
             async with self._kernel(owner, kernel_name, kernel_id) as handle:
                 record = SessionRecord(
                     id=str(uuid4()) if old is None else old.id,
@@ -84,8 +82,15 @@ class SessionService:
                     kernel_name=handle.spec_name,
                     created_at=self._clock.now() if old is None else old.created_at,
                 )
+                # one that stood gets another kernel
+                action = AuditAction.SESSION_CREATE if old is None else AuditAction.SESSION_CHANGE
                 with recorded(
-                    self._audit, AuditAction.SESSION_CREATE, principal, kernel_id=handle.id, target=record.id
+                    self._audit,
+                    action,
+                    principal,
+                    kernel_id=handle.id,
+                    target=record.id,
+                    extra={"path": path},
                 ):
                     await self._store.put_session(record)
             if bound is not None and bound.id != handle.id:
@@ -150,7 +155,7 @@ class SessionService:
         async with self._held(principal, session_id) as record:
             if not kernel_id and not kernel_name:
                 if self._bound(record) is None:
-                    await self._store.delete_session(record.id)
+                    await self._forget(record)
                     raise _missing(session_id)
                 kernel_id = record.kernel_id
             async with self._kernel(record.owner, kernel_name, kernel_id) as handle:
@@ -161,7 +166,12 @@ class SessionService:
                 if changed.path != record.path:
                     await self._clear(changed.owner, changed.path)
                 with recorded(
-                    self._audit, AuditAction.SESSION_CHANGE, principal, kernel_id=handle.id, target=record.id
+                    self._audit,
+                    AuditAction.SESSION_CHANGE,
+                    principal,
+                    kernel_id=handle.id,
+                    target=record.id,
+                    extra={field: str(value) for field, value in wanted.items() if value is not None},
                 ):
                     await self._store.put_session(changed)
             if handle.id != record.kernel_id:
@@ -233,6 +243,15 @@ class SessionService:
             if other.path == path and self._bound(other) is None:
                 await self._forget_gone(other)
 
+    async def _make_room(self, owner: str, mine: Sequence[SessionRecord]) -> None:
+        """Forget those sessions of an owner's whose kernels are gone. Raises LimitReached if all have one."""
+        for record in mine:
+            if self._bound(record) is None:
+                await self._forget_gone(record)
+        count = len(await self._store.sessions(owner))
+        if count >= _MAX_SESSIONS:
+            raise LimitReached(f"You have {count} sessions, as many as you may.", reason="max_sessions")
+
     async def _forget_gone(self, record: SessionRecord) -> None:
         lock = self._lock(record.owner, record.path)
         if lock.locked():
@@ -240,7 +259,21 @@ class SessionService:
         async with lock:
             current = await self._store.session(record.id)
             if current == record:
-                await self._store.delete_session(record.id)
+                await self._forget(record)
+
+    async def _forget(self, record: SessionRecord) -> None:
+        """Forget a session whose kernel is gone: the gateway's own doing, whoever came across it."""
+        await self._store.delete_session(record.id)
+        self._audit.record(
+            AuditEvent(
+                action=AuditAction.SESSION_DELETE,
+                door="gateway",
+                kernel_id=record.kernel_id,
+                target=record.id,
+                reason="kernel_gone",
+                extra={"owner": record.owner},
+            )
+        )
 
 
 def _acting(owner: str) -> Principal:

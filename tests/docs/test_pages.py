@@ -115,9 +115,9 @@ def test_the_profile_example_loads(tmp_path: Path, where: Path) -> None:
 def test_the_kernelspec_example_parses(tmp_path: Path) -> None:
     """The kernel.json that kernelspecs.md shows is a kernelspec with profile and environment."""
     [example] = blocks(page("kernelspecs.md"), "json")
-    spec = parse("bash", tmp_path, json.loads(example))
+    spec = parse("lab", tmp_path, json.loads(example))
 
-    assert (spec.profile, spec.environment) == ("default", "/srv/cellblock/envs/bash")
+    assert (spec.profile, spec.environment) == ("default", "/srv/cellblock/envs/lab")
 
 
 def test_python_examples_compile() -> None:

@@ -19,6 +19,7 @@ from gateway.cli import app
 from gateway.http.access import Rule
 from gateway.http.routes import ROUTES, Route
 from gateway.models import (
+    AuditAction,
     DeathReason,
     ExecuteRequest,
     ExecutionResult,
@@ -210,6 +211,13 @@ def test_limits_of_the_shipped_profiles() -> None:
     assert shown == {
         name: (str(getattr(default, name)), str(getattr(scientific, name))) for name in Limits.model_fields
     }
+
+
+def test_audit_actions() -> None:
+    """audit.md says of every action when it is recorded."""
+    named = [name for cells in rows(page("audit.md"), "action", "when") for name in code(cells[0])]
+
+    assert sorted(named) == sorted(action.value for action in AuditAction)
 
 
 def test_default_profile_shows_every_limit() -> None:

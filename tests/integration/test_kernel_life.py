@@ -67,6 +67,20 @@ async def test_timeout_by_kill_keeps_output_and_restarts(client: Client, kernel:
     assert await client.out(kernel, "print(2)") == "2\n"
 
 
+async def test_a_kernel_deleted_while_it_is_restarted_is_no_error(client: Client, gateway: Gateway) -> None:
+    """A delete in the middle of a restart after a timeout is a delete: answered at once, and no failure."""
+    kernel = await client.start(limits={"interrupt_grace_s": 0.1})
+    execution = asyncio.create_task(client.run(kernel, STUBBORN, timeout_s=0.5))
+    while (await client.kernel(kernel))["execution_state"] != "restarting":
+        await asyncio.sleep(0.005)
+    await client.delete(kernel)
+
+    assert (await execution)["reason"] == "timeout"
+    said = [line for line in gateway.log() if line.get("kernel") == kernel]
+    assert [line for line in said if line["level"] == "error"] == []
+    assert "execution timed out" in [line["event"] for line in said]
+
+
 async def test_timeout_of_c_code_that_holds_the_gil(client: Client, kernel: str) -> None:
     """A computation in C, which no Python code can interrupt, still ends at its deadline."""
     result = await client.run(kernel, "x = 3 ** (10 ** 9)", timeout_s=1)

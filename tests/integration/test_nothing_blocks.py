@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import traceback
@@ -58,14 +59,16 @@ async def gateway(_signals: None, blocked: list[str]) -> AsyncIterator[Gateway]:
         await asyncio.to_thread(gateway.start)
         await asyncio.to_thread(gateway.key)
         await asyncio.to_thread(gateway.end, signal.SIGKILL)
+        specs = gateway.state_dir / "specs"
+        specs.mkdir()
         here = settings.load(
-            state_dir=gateway.state_dir, server={"port": 0}, kernels={"cull_interval_s": 0.2}
+            state_dir=gateway.state_dir,
+            server={"port": 0},
+            kernels={"cull_interval_s": 0.2, "spec_dirs": [specs]},
         )
         listener = bind(here.server.host, 0)
         gateway.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with blockbuster_ctx(scanned_modules=WATCHED) as watch:
-            # a look at when two or three local directories changed: microseconds, from the system's cache
-            watch.functions["os.stat"].can_block_in("gateway/kernels/specs.py", "stamps")
+        with blockbuster_ctx(scanned_modules=WATCHED):
             serving = asyncio.create_task(app.serve(here, listener, keep=False))
             await until_up(gateway, serving)
             yield gateway
@@ -131,6 +134,24 @@ async def test_everything_that_is_read(gateway: Gateway) -> None:
                 "/api/kernels", headers={"Authorization": f"token {token}"}
             ) as response:
                 assert response.status == 401
+
+
+async def test_kernelspecs_that_change(gateway: Gateway) -> None:
+    """One that is put there while the gateway runs is listed and started, a broken one left out."""
+    async with gateway.client() as client:
+        async with client.http.get("/api/kernelspecs/python3") as response:
+            spec = (await response.json())["spec"]
+        body = {key: spec[key] for key in ("argv", "display_name", "language", "metadata")}
+        for name, content in (("added", body), ("broken", body | {"metadata": {"cellblock": {"no": 1}}})):
+            directory = gateway.state_dir / "specs" / name
+            await asyncio.to_thread(directory.mkdir)
+            await asyncio.to_thread((directory / "kernel.json").write_text, json.dumps(content))
+        # the catalogue looks at when the directory above changed
+        await asyncio.to_thread(os.utime, gateway.state_dir / "specs")
+        listed = (await client.json("GET", "/api/kernelspecs"))["kernelspecs"]
+        assert "added" in listed
+        assert "broken" not in listed
+        assert await client.out(await client.start("added"), "print(1)") == "1\n"
 
 
 async def test_sessions(gateway: Gateway) -> None:

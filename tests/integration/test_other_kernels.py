@@ -64,7 +64,9 @@ def polyglot() -> Iterator[Gateway]:
     writable.chmod(0o777)
     broken = spec(*BASH_ARGV)
     broken["metadata"]["cellblock"]["privileged"] = True
-    more = {"writable": spec(*BASH_ARGV, environment=str(writable)), "broken": broken}
+    needy = spec(*BASH_ARGV)
+    needy["metadata"]["cellblock"]["needs"] = [BASH, str(state_dir / "later")]
+    more = {"writable": spec(*BASH_ARGV, environment=str(writable)), "broken": broken, "needy": needy}
     for name, kernel_json in (SPECS | more).items():
         (state_dir / "specs" / name).mkdir(parents=True)
         (state_dir / "specs" / name / "kernel.json").write_text(json.dumps(kernel_json))
@@ -197,6 +199,17 @@ async def test_what_cannot_start_says_why(
     assert said in body["message"]
     assert await polyglot_client.json("GET", "/api/kernels") == []
     assert polyglot.kernel_pids() == []
+
+
+async def test_a_kernelspec_waits_for_what_it_needs(polyglot: Gateway, polyglot_client: Client) -> None:
+    """One whose `needs` are not all there is not offered, and is at once when they are."""
+    assert "needy" not in (await polyglot_client.json("GET", "/api/kernelspecs"))["kernelspecs"]
+    await polyglot_client.json("POST", "/api/kernels", {"name": "needy"}, status=404)
+
+    (polyglot.state_dir / "later").touch()
+
+    assert "needy" in (await polyglot_client.json("GET", "/api/kernelspecs"))["kernelspecs"]
+    assert await polyglot_client.out(await polyglot_client.start("needy"), "echo here") == "here\n"
 
 
 async def test_a_kernelspec_that_is_wrong_is_left_out(polyglot: Gateway, polyglot_client: Client) -> None:

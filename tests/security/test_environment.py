@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.models import Limits
-from gateway.sandbox.firejail import kernel_environment
+from gateway.sandbox.bootorder import kernel_environment
 from gateway.sandbox.profile import load_profile, profile_dirs
 from gateway.sandbox.users import CellUser
 from tests.gateway import Client, Gateway, running

@@ -21,7 +21,7 @@ import pytest
 
 from gateway.doctor import attacks, bait
 from gateway.doctor.assault import Cell, look, names_of
-from gateway.models import ExecutionResult
+from gateway.models import ExecutionResult, Limits
 from gateway.sandbox.link import WardenLink
 from tests.gateway import Client, Gateway, new_state_dir, running
 
@@ -53,10 +53,13 @@ class Arena:
         self._bait = found
         self._attacker: Cell | None = None
         self.victim: Cell
+        self.limits: Limits
 
     async def begin(self) -> None:
         """Start the victim, with something in it to be taken."""
-        self.victim = await self.look(await self.bob.start())
+        kernel = await self.bob.start()
+        self.limits = Limits.model_validate((await self.bob.kernel(kernel))["limits"])
+        self.victim = await self.look(kernel)
         code = "open('/tmp/mine', 'w').write('x'); open('mine', 'w').write('x'); print(1)"
         await self.bob.out(self.victim.kernel, code)
 
@@ -92,6 +95,7 @@ class Arena:
         names = names_of(
             attacker,
             self.victim,
+            limits=self.limits,
             port=self.gateway.url.rsplit(":", 1)[1],
             gateway=self.gateway.process.pid,
             environment=KERNEL_ENV.resolve(),

@@ -27,7 +27,8 @@ from gateway.models import (
     SessionRecord,
     UsageDay,
 )
-from gateway.store import SCHEMA_VERSION, SqlStore, metadata
+from gateway.store import SqlStore
+from gateway.store.schema import SCHEMA_VERSION, metadata
 
 START = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 

@@ -214,6 +214,21 @@ async def test_refusals_are_folded(trail: AuditTrail, directory: Path) -> None:
     assert [record["extra"] for record in records(directory)] == [{}, {}, {"folded": 48}]
 
 
+async def test_failed_requests_are_folded_too(trail: AuditTrail, directory: Path) -> None:
+    """Who sends nonsense without end fills no disk either; what was done is never folded."""
+    failed = AuditEvent(action=AuditAction.REQUEST_FAILED, outcome=AuditOutcome.ERROR, door="rest")
+    for _ in range(50):
+        trail.record(failed)
+        trail.record(EVENT)
+    async with asyncio.timeout(20):
+        while len(records(directory)) < 53:
+            await asyncio.sleep(0.02)
+
+    found = [record["extra"] for record in records(directory) if record["action"] == "request.failed"]
+    assert found == [{}, {}, {"folded": 48}]
+    assert len(records(directory)) == 53
+
+
 async def test_closing_writes_and_copies_all(stuck: Stuck, store: SqlStore, directory: Path) -> None:
     """What was taken stands in files and store when close returns; a new trail goes on behind it."""
     for run in (1, 2):

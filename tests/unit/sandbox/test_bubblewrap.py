@@ -18,8 +18,8 @@ import pytest
 
 from gateway.errors import ConfigurationError, SandboxUnavailable
 from gateway.models import Limits
-from gateway.sandbox.backend import CellPaths, Invocation
-from gateway.sandbox.bubblewrap import BASE, MINIMUM, Bubblewrap, version
+from gateway.sandbox.backend import CellPaths, Invocation, version
+from gateway.sandbox.bubblewrap import BASE, MINIMUM, Bubblewrap
 from gateway.sandbox.profile import SandboxProfile, load_profile, profile_dirs
 from gateway.sandbox.users import CellUser
 
@@ -397,7 +397,7 @@ def test_what_bubblewrap_cannot_do_is_an_error(tmp_path: Path, lines: str, line:
 
 def test_the_installed_bubblewrap_is_new_enough() -> None:
     """The version is read from the program itself."""
-    assert version(PROGRAM) >= MINIMUM
+    assert version(PROGRAM, "bubblewrap") >= MINIMUM
 
 
 @pytest.mark.parametrize(
@@ -410,10 +410,10 @@ def test_what_is_not_bubblewrap_is_refused(tmp_path: Path, script: str) -> None:
     program.chmod(0o755)
 
     with pytest.raises(SandboxUnavailable) as refused:
-        version(program)
+        version(program, "bubblewrap")
     assert refused.value.reason == "bubblewrap_missing"
     with pytest.raises(SandboxUnavailable, match="cannot be run"):
-        version(tmp_path / "none")
+        version(tmp_path / "none", "bubblewrap")
 
 
 def test_the_program_is_named_in_full() -> None:

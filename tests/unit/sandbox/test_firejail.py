@@ -18,6 +18,8 @@ import pytest
 
 from gateway.errors import BadRequest, ConfigurationError, SandboxUnavailable
 from gateway.models import Limits
+from gateway.sandbox.backend import version
+from gateway.sandbox.bootorder import kernel_environment
 from gateway.sandbox.firejail import (
     BASE,
     MINIMUM,
@@ -25,8 +27,6 @@ from gateway.sandbox.firejail import (
     Firejail,
     firejail_environment,
     host_blacklist,
-    kernel_environment,
-    version,
 )
 from gateway.sandbox.profile import SandboxProfile, load_profile, profile_dirs
 from gateway.sandbox.users import CellUser
@@ -413,7 +413,7 @@ def test_a_top_that_cannot_be_hidden_stops_the_launch(tmp_path: Path, name: str)
 
 def test_the_installed_firejail_is_new_enough() -> None:
     """The version is read from the program itself."""
-    assert version(PROGRAM) >= MINIMUM
+    assert version(PROGRAM, "firejail") >= MINIMUM
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_what_is_not_firejail_is_refused(tmp_path: Path, script: str) -> None:
     program.chmod(0o755)
 
     with pytest.raises(SandboxUnavailable) as refused:
-        version(program)
+        version(program, "firejail")
     assert refused.value.reason == "firejail_missing"
 
 
@@ -436,14 +436,14 @@ def test_old_and_new_versions_compare(tmp_path: Path) -> None:
     program.write_text("#!/bin/sh\necho firejail version 0.9.8\n")
     program.chmod(0o755)
 
-    assert version(program) == (0, 9, 8)
-    assert version(program) < MINIMUM
+    assert version(program, "firejail") == (0, 9, 8)
+    assert version(program, "firejail") < MINIMUM
 
 
 def test_a_missing_firejail_is_said(tmp_path: Path) -> None:
     """No program, no cell."""
     with pytest.raises(SandboxUnavailable, match="cannot be run"):
-        version(tmp_path / "firejail")
+        version(tmp_path / "firejail", "firejail")
 
 
 def test_the_environment_is_built_from_nothing(user: CellUser, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -286,4 +286,4 @@ def test_a_copied_tree_finds_its_own_profiles(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("gateway.sandbox.profile.__file__", str(package / "sandbox" / "profile.py"))
 
     assert shipped_dir() == package / "data" / "sandbox_profiles"
-    assert set(load_profiles([shipped_dir()])) == {"bubblewrap", "default", "scientific"}
+    assert set(load_profiles([shipped_dir()])) == {"bubblewrap", "default", "r", "scientific"}

@@ -299,7 +299,7 @@ async def test_a_broken_store_does_not_keep_a_kernel_alive(kernels, host, store)
     assert host.kernels == {}
 
 
-def test_specs_are_the_hosts(kernels):
+async def test_specs_are_the_hosts(kernels):
     """The service offers what the host has."""
-    assert list(kernels.specs()) == ["python3", "bash"]
+    assert list(await kernels.specs()) == ["python3", "bash"]
     assert kernels.default_spec() == "python3"

@@ -191,6 +191,19 @@ async def test_sessions_are_bounded(sessions, kernels, monkeypatch):
     await create(sessions, "3", who=BOB)
 
 
+async def test_sessions_whose_kernels_are_gone_take_no_room(sessions, kernels, store, monkeypatch):
+    """Deleting kernels, which leaves their sessions' records behind, never uses up an owner's sessions."""
+    monkeypatch.setattr(module, "_MAX_SESSIONS", 2)
+    for number in range(5):
+        _, handle = await create(sessions, str(number))
+        await kernels.delete(ALICE, handle.id)
+
+    last = await create(sessions, "last")
+
+    assert last[0] in await store.sessions("alice")
+    assert len(await store.sessions("alice")) <= 2
+
+
 async def test_list_is_ones_own(sessions):
     """An owner lists its own sessions, an admin everybody's."""
     mine, other = await create(sessions), await create(sessions, who=BOB)

@@ -1,143 +1,40 @@
-"""What survives the process, in SQLite or a database that speaks the same SQL."""
+"""The store: every record that must survive the process, by the statements that keep and find it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
-import stat
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from gateway.errors import ConfigurationError, Conflict, StoreUnavailable
+from gateway.errors import ConfigurationError, StoreUnavailable
 from gateway.models import AuditHead, AuditRecord, Frozen, KernelRecord, KeyRecord, SessionRecord, UsageDay
+from gateway.store.engine import database_url, failures, make_engine
+from gateway.store.schema import (
+    MIGRATIONS,
+    SCHEMA_VERSION,
+    api_keys,
+    audit,
+    kernels,
+    metadata,
+    schema,
+    sessions,
+    usage_days,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-    from datetime import date
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import date, datetime
+    from pathlib import Path
+
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 USAGE_KEPT_DAYS = 31
-SCHEMA_VERSION = 3
 
 T = TypeVar("T")
 Record = TypeVar("Record", bound=Frozen)
-
-_SQLITE_PRAGMAS = (
-    "PRAGMA busy_timeout=5000",  # first, so that the others wait for a second process too
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=NORMAL",
-    "PRAGMA foreign_keys=ON",
-)
-
-_SQLITE_REASONS = {
-    sqlite3.SQLITE_FULL: "The disk is full",
-    sqlite3.SQLITE_READONLY: "The store is read-only",
-    sqlite3.SQLITE_BUSY: "Another process keeps the store locked",
-    sqlite3.SQLITE_CANTOPEN: "The store's file cannot be opened",
-    sqlite3.SQLITE_IOERR: "The store's disk fails",
-    sqlite3.SQLITE_NOTADB: "The store's file is not a database",
-    sqlite3.SQLITE_CORRUPT: "The store's file is damaged",
-}
-
-
-class UtcDateTime(sa.TypeDecorator[datetime]):
-    """Keep aware moments in UTC, also where the database knows no zones."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        """Turn any aware moment into UTC; a naive one is refused."""
-        if value is not None and value.tzinfo is None:
-            raise ValueError("a moment without a time zone cannot be stored")
-        return value and value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        """Return an aware moment in UTC."""
-        if value is not None and value.tzinfo is None:
-            return value.replace(tzinfo=UTC)
-        return value and value.astimezone(UTC)
-
-
-metadata = sa.MetaData()
-
-schema = sa.Table("schema", metadata, sa.Column("version", sa.Integer, primary_key=True, autoincrement=False))
-
-api_keys = sa.Table(
-    "api_keys",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("principal", sa.Text, nullable=False),
-    sa.Column("scopes", sa.JSON, nullable=False),
-    sa.Column("secret_hash", sa.Text, nullable=False),
-    sa.Column("created_at", UtcDateTime, nullable=False),
-    sa.Column("expires_at", UtcDateTime),
-    sa.Column("revoked_at", UtcDateTime),
-)
-
-kernels = sa.Table(
-    "kernels",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("spec", sa.Text, nullable=False),
-    sa.Column("created_at", UtcDateTime, nullable=False),
-    sa.Column("limits", sa.JSON, nullable=False),
-    sa.Column("env", sa.JSON, nullable=False),
-    sa.Column("secret_names", sa.JSON, nullable=False),
-    sa.Column("workspace", sa.JSON(none_as_null=True)),
-)
-
-sessions = sa.Table(
-    "sessions",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("owner", sa.Text, nullable=False),
-    sa.Column("path", sa.Text, nullable=False),
-    sa.Column("name", sa.Text, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("kernel_id", sa.Text, nullable=False),
-    sa.Column("kernel_name", sa.Text, nullable=False),
-    sa.Column("created_at", UtcDateTime, nullable=False),
-    sa.Index("sessions_owner_path", "owner", "path", unique=True),
-)
-
-audit = sa.Table(
-    "audit",
-    metadata,
-    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("at", sa.Text, nullable=False),
-    sa.Column("action", sa.Text, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
-    sa.Column("who", sa.Text),
-    sa.Column("kernel_id", sa.Text),
-    sa.Column("hash", sa.Text, nullable=False),
-    sa.Column("record", sa.JSON, nullable=False),
-    sa.Index("audit_who", "who", "seq"),
-    sa.Index("audit_kernel", "kernel_id", "seq"),
-)
-
-usage_days = sa.Table(
-    "usage_days",
-    metadata,
-    sa.Column("principal", sa.Text, primary_key=True),
-    sa.Column("day", sa.Date, primary_key=True),
-    sa.Column("cpu_s", sa.Float, nullable=False),
-    sa.Column("output_bytes", sa.BigInteger, nullable=False),
-)
-
-# What brings a store of the version before to the version that is the key; new tables are made anyway.
-MIGRATIONS: Mapping[int, tuple[str, ...]] = {
-    2: ("ALTER TABLE kernels ADD COLUMN secret_names JSON NOT NULL DEFAULT '[]'",),
-    3: ("ALTER TABLE kernels ADD COLUMN workspace JSON",),
-}
 
 
 class SqlStore:
@@ -158,7 +55,7 @@ class SqlStore:
         Raises ConfigurationError when the URL is no good or another version of the program made the store,
         and StoreUnavailable when the database does not answer or its file cannot be made private.
         """
-        store = cls(await asyncio.to_thread(_engine, _url(url_or_path)))
+        store = cls(await asyncio.to_thread(make_engine, database_url(url_or_path)))
         try:
             await store._prepare()
         except BaseException:
@@ -206,7 +103,7 @@ class SqlStore:
 
     async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], conflict: str) -> T:
         """Do some work between begin and commit."""
-        with _failures(conflict):
+        with failures(conflict):
             async with self._engine.begin() as connection:
                 return await work(connection)
 
@@ -340,77 +237,6 @@ class SqlStore:
         await self._engine.dispose()
 
 
-def _url(url_or_path: str | Path) -> sa.URL:
-    """Return the URL that was given, or that of the SQLite file at a path."""
-    text = str(url_or_path)
-    if "://" not in text:
-        return sa.URL.create("sqlite+aiosqlite", database=text)
-    try:
-        url = sa.make_url(text)
-    except SQLAlchemyError as error:
-        raise ConfigurationError("The store's URL is not one that SQLAlchemy understands.") from error
-    if url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}:
-        raise ConfigurationError("The store must be a file: what it keeps survives the process.")
-    return url
-
-
-def _engine(url: sa.URL) -> AsyncEngine:
-    """Return an engine that has not connected yet. Blocks: it imports the driver and looks at the disk."""
-    try:
-        engine = create_async_engine(url, hide_parameters=True, pool_size=4, max_overflow=0)
-    except (SQLAlchemyError, ImportError) as error:
-        raise ConfigurationError(f"The store's URL cannot be used: {error}.") from error
-    if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine.sync_engine, "connect", _set_pragmas)
-        _make_private(Path(url.database or ""))
-    return engine
-
-
-def _make_private(path: Path) -> None:
-    """Make the file that SQLite will open, for its owner's eyes only: kernels' environments hold secrets."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            # Never open() the file: closing it would drop the locks that SQLite holds on it in this process.
-            os.mknod(path, 0o600)
-        for suffix in ("", "-wal", "-shm"):
-            file = path.with_name(path.name + suffix)
-            with suppress(FileNotFoundError):
-                if stat.S_IMODE(file.stat().st_mode) & 0o077:
-                    file.chmod(0o600)
-    except OSError as error:
-        raise StoreUnavailable(f"The store {path} cannot be made private: {error.strerror}.") from error
-
-
-def _set_pragmas(connection: Any, _record: object) -> None:
-    """Prepare a new SQLite connection; one that cannot be prepared is closed, with its thread."""
-    try:
-        cursor = connection.cursor()
-        for pragma in _SQLITE_PRAGMAS:
-            cursor.execute(pragma)
-        cursor.close()
-    except BaseException:
-        connection.close()
-        raise
-
-
 def _oldest_first(table: sa.Table) -> sa.Select[Any]:
     """Select a table in the order of creation."""
     return sa.select(table).order_by(table.c.created_at, table.c.id)
-
-
-@contextmanager
-def _failures(conflict: str) -> Iterator[None]:
-    """Turn the database's failures into ours: the one place where it happens."""
-    try:
-        yield
-    except IntegrityError as error:
-        raise Conflict(conflict) from error
-    except SQLAlchemyError as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
-        reason = _SQLITE_REASONS.get(code, "The store does not answer")
-        raise StoreUnavailable(f"{reason} ({cause}).") from error
-    except ValueError:
-        # Not chained: the complaint of JSON or pydantic quotes the row, and rows hold secrets.
-        raise StoreUnavailable("The store holds a record that this program cannot read.") from None

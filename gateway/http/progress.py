@@ -1,0 +1,83 @@
+"""How far a client has read: asked by pings between messages, which every WebSocket client answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+
+    from gateway.models import Message
+
+# Of messages that are written in one go, only each of so many has a ping of its own, and the last.
+TOGETHER = 8
+# A message as small as this arrives with the ping before it, or not at all.
+SMALL_BYTES = 4096
+# What has had no ping of its own is asked for after this time.
+LATER_S = 0.01
+# A client that answers none of so many is not asked more.
+MAX_ASKED = 1000
+
+
+class Progress:
+    """Asks one client what it has read, and tells `confirm` the offset up to which it has.
+
+    The ping goes before its message: many clients answer pings only while they read on to a message, and read
+    no further than to the last one that they wait for.
+    """
+
+    def __init__(self, socket: web.WebSocketResponse, confirm: Callable[[int], None]) -> None:
+        self._socket = socket
+        self._confirm = confirm
+        self._written = 0
+        self._last_asked = 0
+        self._together = 0
+        self._asked: deque[int] = deque()
+        self._news = asyncio.Event()
+
+    async def before(self, message: Message, *, last: bool) -> None:
+        """Ask for a message that is about to be written; `last` says that no other waits behind it."""
+        self._together += 1
+        if (last or self._together >= TOGETHER) and message.size <= SMALL_BYTES and not _passing(message):
+            await self._ask(message.offset)
+
+    def wrote(self, message: Message) -> None:
+        """Note that a message was written in full."""
+        self._written = max(self._written, message.offset)
+        if self._written > self._last_asked:
+            self._news.set()
+
+    async def ask(self) -> None:
+        """Ask for what was written without a ping of its own, a little later, until cancelled."""
+        with suppress(ConnectionError):
+            while True:
+                await self._news.wait()
+                await asyncio.sleep(LATER_S)
+                self._news.clear()
+                await self._ask(self._written)
+
+    def pong(self, data: bytes) -> None:
+        """Take a pong: it answers a ping and all before it. Others, the heartbeat's say, mean nothing."""
+        answered = next((offset for offset in self._asked if b"%d" % offset == data), None)
+        if answered is not None:
+            while self._asked and self._asked[0] <= answered:
+                self._asked.popleft()
+            self._confirm(answered)
+
+    async def _ask(self, offset: int) -> None:
+        if offset > self._last_asked and len(self._asked) < MAX_ASKED:
+            self._together = 0
+            self._last_asked = offset
+            self._asked.append(offset)
+            await self._socket.ping(b"%d" % offset)
+
+
+def _passing(message: Message) -> bool:
+    """Tell whether another message follows at once as a rule, by which this one is asked for, too."""
+    busy = message.msg_type == "status" and b"idle" not in message.content
+    return busy or message.msg_type == "execute_input"

@@ -1,0 +1,37 @@
+"""A plain JupyterLab with a kernelspec that starts kernels of a gateway: `cellblock kernelspec install`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.browser import scenarios, ways
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.browser.ways import Place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The one server and browser of all scenarios."""
+    with ways.kernelspec(tmp_path_factory.mktemp("kernelspec")) as place:
+        yield place
+
+
+class TestCells(scenarios.Cells):
+    """See there."""
+
+
+class TestInLab(scenarios.InLab):
+    """See there."""
+
+
+class TestOnGateway(scenarios.OnGateway):
+    """See there."""
+
+
+class TestBetween(scenarios.Between):
+    """See there."""
