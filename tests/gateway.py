@@ -285,7 +285,11 @@ class Channels:
         """Return the next message. Fails when the socket closes first."""
         frame = await self.socket.receive(timeout)
         assert frame.type in {aiohttp.WSMsgType.BINARY, aiohttp.WSMsgType.TEXT}, frame
-        return self._framing.decode(frame.data)
+        return self.decode(frame.data)
+
+    def decode(self, data: bytes | str) -> Message:
+        """Return the message of a frame that was received by other means."""
+        return self._framing.decode(data)
 
     async def until(self, *msg_types: str, timeout: float = 30.0) -> Message:
         """Return the next message of one of these types, passing over others."""

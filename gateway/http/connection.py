@@ -63,6 +63,7 @@ class Connection:
         self._framing = framing
         self._text_only = text_only
         self._noted = False
+        self._reader: asyncio.Task[None] | None = None
         self._progress = Progress(socket, lambda offset: handle.confirm(outbox, offset))
         self._dropped = metrics.dropped_messages
         self.principal = principal
@@ -75,7 +76,8 @@ class Connection:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(self._write())
                 asker = tasks.create_task(self._progress.ask())
-                await self._read()
+                self._reader = tasks.create_task(self._read())
+                await asyncio.wait({self._reader})
                 if self._outbox.closing is not None:
                     await asyncio.wait({writer}, timeout=GRACE_S)
                 writer.cancel()
@@ -164,7 +166,7 @@ class Connection:
             while (message := await self._outbox.next()) is not None:
                 if not await self._recorded(message):
                     continue
-                await self._progress.before(message, last=self._outbox.behind or not self._outbox)
+                await self._progress.before(message, last=not self._outbox, missed=self._outbox.behind)
                 for piece in split_stream(message):
                     frame = self._encode(piece)
                     if isinstance(frame, str):
@@ -177,7 +179,11 @@ class Connection:
                         await asyncio.sleep(0)
                 self._progress.wrote(message)
             close = self._outbox.closing
-            if close is not None:
+            if close is not None and self._reader is not None:
+                # while another reads, aiohttp cuts the line at once, and a client that still answers a ping
+                # which came before the closing finds it broken
+                self._reader.cancel()
+                await asyncio.wait({self._reader})
                 await self._socket.close(code=close.code, message=close.reason.encode()[:MAX_REASON_BYTES])
 
     async def _recorded(self, message: Message) -> bool:

@@ -72,7 +72,7 @@ class Outbox:
 
     Past `max_bytes` or `max_messages` of output, more is left out until half of it has been read, and a note
     on stderr stands in its place, one for each request whose output is cut. What may not be left out has
-    half of these bounds beside; past them the socket is to be closed with 1013.
+    half of these bytes beside, and as many messages; past them the socket is to be closed with 1013.
     """
 
     def __init__(self, *, max_bytes: int, max_messages: int, metrics: Metrics) -> None:
@@ -80,7 +80,7 @@ class Outbox:
         self._missed: deque[Message] = deque()
         self._queue: deque[Message] = deque()
         self._output = Load(max_bytes, max_messages)
-        self._vital = Load(max_bytes // 2, max_messages // 2)
+        self._vital = Load(max_bytes // 2, max_messages)
         self._cut_parents: set[str] = set()
         self._wake = asyncio.Event()
         self.closing: Close | None = None

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from gateway.models import Message
 
-# Of messages that are written in one go, only each of so many has a ping of its own, and the last.
+# Of messages that come close upon each other, only each of so many has a ping of its own, and the last.
 TOGETHER = 8
 # A message as small as this arrives with the ping before it, or not at all.
 SMALL_BYTES = 4096
-# What has had no ping of its own is asked for after this time.
-LATER_S = 0.01
+# What came so soon after a ping has none of its own, and is asked for after this time.
+SOON_S = 0.01
 # A client that answers none of so many is not asked more.
 MAX_ASKED = 1000
 
@@ -36,14 +36,22 @@ class Progress:
         self._confirm = confirm
         self._written = 0
         self._last_asked = 0
+        self._asked_at = 0.0
         self._together = 0
+        self._half_done = ""
         self._asked: deque[int] = deque()
         self._news = asyncio.Event()
 
-    async def before(self, message: Message, *, last: bool) -> None:
-        """Ask for a message that is about to be written; `last` says that no other waits behind it."""
+    async def before(self, message: Message, *, last: bool, missed: bool) -> None:
+        """Ask for a message that is about to be written, where it has a ping of its own.
+
+        `last` says that no other waits behind it, `missed` that it was said when its client was away.
+        """
         self._together += 1
-        if (last or self._together >= TOGETHER) and message.size <= SMALL_BYTES and not _passing(message):
+        ends = self._ends(message)
+        if message.size <= SMALL_BYTES and (
+            ends or missed or self._together >= TOGETHER or (last and self._is_quiet())
+        ):
             await self._ask(message.offset)
 
     def wrote(self, message: Message) -> None:
@@ -57,7 +65,7 @@ class Progress:
         with suppress(ConnectionError):
             while True:
                 await self._news.wait()
-                await asyncio.sleep(LATER_S)
+                await asyncio.sleep(SOON_S)
                 self._news.clear()
                 await self._ask(self._written)
 
@@ -72,12 +80,18 @@ class Progress:
     async def _ask(self, offset: int) -> None:
         if offset > self._last_asked and len(self._asked) < MAX_ASKED:
             self._together = 0
+            self._asked_at = asyncio.get_running_loop().time()
             self._last_asked = offset
             self._asked.append(offset)
             await self._socket.ping(b"%d" % offset)
 
+    def _is_quiet(self) -> bool:
+        return asyncio.get_running_loop().time() - self._asked_at >= SOON_S
 
-def _passing(message: Message) -> bool:
-    """Tell whether another message follows at once as a rule, by which this one is asked for, too."""
-    busy = message.msg_type == "status" and b"idle" not in message.content
-    return busy or message.msg_type == "execute_input"
+    def _ends(self, message: Message) -> bool:
+        """Tell whether a request is done with this message: most clients wait for that and no more."""
+        if message.channel == "iopub" and (message.msg_type != "status" or b"idle" not in message.content):
+            return False
+        ended = self._half_done == message.parent_id
+        self._half_done = "" if ended else message.parent_id
+        return ended

@@ -20,7 +20,7 @@ from gateway.protocol.messages import MAX_BUFFERS, MAX_IDENTS, MalformedMessage,
 from gateway.protocol.zmtp import MessageFilter
 
 # messages taken from one socket before other kernels get their turn
-BATCH = 16
+BATCH = 4
 MAX_FRAMES = MAX_IDENTS + 6 + MAX_BUFFERS
 
 OnMessage = Callable[[Message], None]
@@ -156,16 +156,25 @@ class KernelChannels:
         self._on_too_large(channel)
 
     def _read(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
+        begun = self._loop.time()
+        more = self._take(channel, socket)
+        self._pace.worked(self._loop.time() - begun)
+        if more:
+            # others get their turn between
+            self._loop.call_soon(self._read, channel, socket)
+
+    def _take(self, channel: Channel, socket: zmq.Socket[bytes]) -> bool:
+        """Take a few messages out of a socket, and tell whether there may be more."""
         for _ in range(BATCH):
             if socket.closed:
-                return
+                return False
             try:
                 frames = socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return False
             except zmq.ZMQError as error:
                 self._on_dropped(channel, f"Receiving failed: {error}.")
-                return
+                return False
             self._gates[channel].taken()
             try:
                 message = parse(frames, channel, self._signer, max_bytes=self._max_bytes)
@@ -173,5 +182,4 @@ class KernelChannels:
                 self._on_dropped(channel, str(error))
             else:
                 self._on_message(message)
-        # others get their turn between
-        self._loop.call_soon(self._read, channel, socket)
+        return True

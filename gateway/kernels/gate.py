@@ -19,6 +19,8 @@ CHUNK_BYTES = 64 << 10
 # how fast one kernel is read in the long run, which leaves time for the others, and what it may bring at
 # full speed before that holds; see `MessageFilter.cost`
 BYTES_PER_S, BURST_BYTES = 12 << 20, 32 << 20
+# what a second of work on its messages counts, so that many small ones take 2/5 of the time in the long run
+BYTES_PER_WORKED_S = BYTES_PER_S * 5 // 2
 # libzmq connects in a thread of its own, unless it finds no descriptor
 CONNECT_S = 5.0
 # what may be with libzmq beside one message
@@ -38,6 +40,10 @@ class Pace:
         self._clock = clock
         self._level = 0.0
         self._at = clock()
+
+    def worked(self, seconds: float) -> None:
+        """Take note of time that went into the kernel's messages."""
+        self._level += seconds * BYTES_PER_WORKED_S
 
     def spend(self, cost: int) -> float:
         """Take note of what came, and return for how many seconds nothing more is to be read."""

@@ -75,7 +75,7 @@ def chromium(profile: Path) -> Iterator[webdriver.Chrome]:
 
 
 def until(what: Callable[[], Value], timeout: float = 20.0, *, say: Callable[[], object] = str) -> Value:
-    """Return what a look at the page gives as soon as it gives something. `say` tells what was there instead."""
+    """Return what a look at the page gives, once that is something; `say` tells what was there instead."""
     deadline = time.monotonic() + timeout
     while True:
         with contextlib.suppress(*PASSING):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ MAX_BYTES = 150 << 10
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Save what the page looked like when a scenario failed."""
     report = yield
     place = getattr(item, "funcargs", {}).get("place")
@@ -27,7 +27,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         file = Path(tempfile.gettempdir()) / f"{item.name}.png"
         place.driver.save_screenshot(str(file))
         report.sections.append(("the page", str(file)))
-        report.sections.append(("the server", "\n".join(line[:200] for line in place.log().splitlines()[-20:])))
+        report.sections.append(
+            ("the server", "\n".join(line[:200] for line in place.log().splitlines()[-20:]))
+        )
     return report
 
 

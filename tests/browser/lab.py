@@ -48,8 +48,9 @@ class Lab:
         """Put a notebook of code cells into the server's directory; `metadata` is every cell's."""
         made = [nbformat.v4.new_code_cell(source, metadata=dict(metadata or {})) for source in cells]
         spec = {"name": self.kernel, "display_name": self.kernel, "language": "python"}
-        notebook = nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": spec})
-        nbformat.write(notebook, self.home / "notebooks" / name)
+        facts = {"kernelspec": spec}
+        notebook = nbformat.v4.new_notebook(cells=made, metadata=facts)  # type: ignore[no-untyped-call]
+        nbformat.write(notebook, self.home / "notebooks" / name)  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         """Wait until the server has written where it listens."""
@@ -79,9 +80,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(
-    home: Path, kernel: str, *arguments: str, env: Mapping[str, str] | None = None
-) -> Iterator[Lab]:
+def running(home: Path, kernel: str, *arguments: str, env: Mapping[str, str] | None = None) -> Iterator[Lab]:
     """Give a JupyterLab server whose notebooks have this kernel; it is ended afterwards."""
     (home / "notebooks").mkdir()
     for plugin, values in SETTINGS.items():

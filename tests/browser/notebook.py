@@ -67,7 +67,7 @@ class Notebook:
     def status(self) -> str:
         """Return what the page takes its kernel for, such as `idle`."""
         script = f"return {WIDGET}?.sessionContext?.kernelDisplayStatus ?? ''"
-        return str(self._driver.execute_script(script))  # type: ignore[no-untyped-call]
+        return str(self._driver.execute_script(script))
 
     def cell(self, number: int) -> WebElement:
         """Return the cell of that number, from 0."""
@@ -82,7 +82,7 @@ class Notebook:
         """Return the text below a cell."""
         script = """return Array.from(arguments[0].querySelectorAll('.jp-OutputArea-output'))
                            .map(each => each.innerText).join('')"""
-        return str(self._driver.execute_script(script, self.cell(number)))  # type: ignore[no-untyped-call]
+        return str(self._driver.execute_script(script, self.cell(number)))
 
     def find(self, number: int, selector: str) -> WebElement:
         """Wait for something below a cell."""
@@ -90,6 +90,11 @@ class Notebook:
             lambda: self.cell(number).find_element(By.CSS_SELECTOR, f".jp-Cell-outputWrapper {selector}"),
             say=self.state,
         )
+
+    def width(self, number: int, selector: str) -> int:
+        """Return an image's own width below a cell, 0 as long as it is not loaded."""
+        script = "return arguments[0].naturalWidth"
+        return int(self._driver.execute_script(script, self.find(number, selector)))
 
     def shows(self, number: int, text: str, timeout: float = 20.0) -> float:
         """Wait until a text stands below a cell; return when, by the monotonic clock."""
@@ -134,7 +139,7 @@ class Notebook:
     def command(self, name: str, **arguments: Any) -> None:
         """Do what a menu entry does, and do not wait for it."""
         script = "window.jupyterapp.commands.execute(arguments[0], arguments[1]); return null"
-        self._driver.execute_script(script, name, arguments)  # type: ignore[no-untyped-call]
+        self._driver.execute_script(script, name, arguments)
 
     def click(self, selector: str) -> None:
         """Click on something of the page, once it is there."""
@@ -179,7 +184,7 @@ class Notebook:
     def saved(self) -> None:
         """Wait until nothing of the notebook is unsaved."""
         script = f"return {WIDGET}.context.model.dirty === false"
-        until(lambda: self._driver.execute_script(script), say=self.state)  # type: ignore[no-untyped-call]
+        until(lambda: self._driver.execute_script(script), say=self.state)
 
     def again(self) -> Notebook:
         """Load the page once more, in the tab that is in front, and wait until its kernel is idle."""

@@ -49,7 +49,7 @@ class Files(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_: object) -> None:
         """Say nothing."""
 
 
@@ -121,11 +121,16 @@ class Page:
         """Return the text below a cell."""
         script = """return Array.from(arguments[0].querySelectorAll('.jp-OutputArea-output'))
                            .map(each => each.innerText).join('')"""
-        return str(self._driver.execute_script(script, self.cell(number)))  # type: ignore[no-untyped-call]
+        return str(self._driver.execute_script(script, self.cell(number)))
 
     def find(self, number: int, selector: str) -> WebElement:
         """Wait for something below a cell."""
         return until(lambda: self.cell(number).find_element(By.CSS_SELECTOR, selector), say=self.state)
+
+    def width(self, number: int, selector: str) -> int:
+        """Return an image's own width below a cell, 0 as long as it is not loaded."""
+        script = "return arguments[0].naturalWidth"
+        return int(self._driver.execute_script(script, self.find(number, selector)))
 
     def shows(self, number: int, text: str, timeout: float = 20.0) -> float:
         """Wait until a text stands below a cell; return when, by the monotonic clock."""

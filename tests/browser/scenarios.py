@@ -1,11 +1,13 @@
-"""What people do, and what must be seen. Each class is played in the ways that its line names:
+"""What people do, and what must be seen.
 
-| class         | `--gateway-url` | kernelspec | provisioner | direct | why not in the others                                  |
-|---------------|-----------------|------------|-------------|--------|--------------------------------------------------------|
-| `Cells`       | yes             | yes        | yes         | yes    |                                                        |
-| `InLab`       | yes             | yes        | yes         |        | widgets, tqdm's bar and notebook files are JupyterLab's |
-| `OnGateway`   | yes             | yes        |             | yes    | a provisioner has no gateway, hence no deadlines       |
-| `Between`     | yes             | yes        |             |        | only there something stands between page and gateway   |
+Each class is played in the ways that its line names:
+
+| class       | `--gateway-url` | kernelspec | provisioner | direct | why not in the others           |
+|-------------|-----------------|------------|-------------|--------|---------------------------------|
+| `Cells`     | yes             | yes        | yes         | yes    |                                 |
+| `InLab`     | yes             | yes        | yes         |        | needs JupyterLab itself         |
+| `OnGateway` | yes             | yes        |             | yes    | a provisioner has no gateway    |
+| `Between`   | yes             | yes        |             |        | elsewhere nothing is in between |
 """
 
 from __future__ import annotations
@@ -15,23 +17,25 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser.chromium import until
+from tests.browser.notebook import Notebook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from tests.browser.notebook import Notebook
     from tests.browser.page import Page
     from tests.browser.ways import Place
 
     Shown = Notebook | Page
 
-TICKS = "import time\nfor i in range({n}):\n    print('tick', i, flush=True)\n    time.sleep({pause})\nprint('the', 'end')"
+TICKS = """import time
+for i in range({n}):
+    print('tick', i, flush=True)
+    time.sleep({pause})
+print('the', 'end')"""
 PLOT = """import numpy as np
 import matplotlib.pyplot as plt
 x = np.linspace(0, 10, 200)
@@ -72,11 +76,11 @@ class Cells:
         assert notebook.output(0).split("\n")[:5] == ["tick 0", "tick 1", "tick 2", "tick 3", "the end"]
 
     def test_a_plot(self, place: Place, picture: Callable[[Shown, str], None]) -> None:
-        """matplotlib draws, and the page shows it."""
+        """A cell draws, and the page shows it."""
         notebook = place.notebook("2 ** 100", PLOT)
         notebook.done(0, 1)
 
-        until(lambda: int(notebook.find(1, "img").get_property("naturalWidth")) > 300)
+        until(lambda: notebook.width(1, "img") > 300)
         picture(notebook, "plot")
 
     def test_input(self, place: Place) -> None:
@@ -109,7 +113,7 @@ class Cells:
         assert "NameError" in notebook.done(1)
 
     def test_a_killed_kernel(self, place: Place) -> None:
-        """kill -9 in the middle of a cell: within a second the cell ends and says why."""
+        """A kill -9 in the middle of a cell: within a second the cell ends and says why."""
         notebook = place.notebook("import time\nprint('on', flush=True)\ntime.sleep(60)", "print('back')")
         notebook.run(0)
         notebook.shows(0, "on")
@@ -123,15 +127,15 @@ class Cells:
 
     def test_a_page_that_loses_its_network(self, place: Place) -> None:
         """The page's connections are cut: it comes back, and shows what the cell printed meanwhile."""
-        notebook = place.notebook(TICKS.format(n=8, pause=0.5))
+        notebook = place.notebook(TICKS.format(n=100, pause=0.03))
         notebook.run(0)
-        notebook.shows(0, "tick 1")
+        notebook.shows(0, "tick 9")
         assert place.page.cut() > 0
-        time.sleep(1)
+        time.sleep(place.away_s)
         place.page.mend()
 
-        notebook.ends(0)
-        assert_whole(notebook, 8)
+        notebook.ends(0, 60)
+        assert_whole(notebook, 100)
 
     def test_two_tabs(self, place: Place) -> None:
         """Two tabs on one notebook have one kernel: what one sets, the other reads."""
@@ -145,16 +149,21 @@ class Cells:
             place.close_tabs()
 
     def test_plenty_of_output(self, place: Place) -> None:
-        """100 MB of output: the page stays alive, the cell ends, the next one runs."""
+        """100 MB of output: it is cut with a mark, the page stays alive, the cell ends, the next one runs."""
         notebook = place.notebook(PLENTY, "print('alive')")
         notebook.run(0)
 
-        notebook.ends(0, 90)
-        assert notebook.done(1, timeout=60) == "alive\n"
+        notebook.ends(0, 60)
+        text = notebook.output(0)
+        assert place.cut in text
+        assert len(text) < 20 << 20
+        assert notebook.done(1) == "alive\n"
 
     def test_a_refused_network_call(self, place: Place, picture: Callable[[Shown, str], None]) -> None:
         """A cell has no network, and says so where the user looks."""
-        notebook = place.notebook("import urllib.request\nurllib.request.urlopen('http://192.0.2.1/', timeout=5)")
+        notebook = place.notebook(
+            "import urllib.request\nurllib.request.urlopen('http://192.0.2.1/', timeout=5)"
+        )
 
         assert "URLError: <urlopen error [Errno " in notebook.done(0)
         picture(notebook, "refused-network")
@@ -166,6 +175,7 @@ class InLab:
     def test_cells_run_and_outputs_are_read(self, place: Place) -> None:
         """What is typed runs; results, printed text and tracebacks stand below their cells."""
         notebook = place.notebook("", "print('hello', file=__import__('sys').stderr)", "1 / 0")
+        assert isinstance(notebook, Notebook)
         notebook.cell(0).find_element(By.CSS_SELECTOR, ".cm-content").click()
         notebook.press("6 * 7")
         notebook.chord(Keys.SHIFT, Keys.ENTER)
@@ -176,7 +186,7 @@ class InLab:
         assert "ZeroDivisionError: division by zero" in notebook.done(2)
 
     def test_progress_bars(self, place: Place) -> None:
-        """tqdm's bar of text, and the one of widgets, come to their ends."""
+        """The bar of text that tqdm has, and its one of widgets, come to their ends."""
         loop = "for _ in {}(range(20)):\n    time.sleep(0.02)"
         plain = "import time\nfrom tqdm import tqdm\n" + loop.format("tqdm")
         rich = "from tqdm.notebook import tqdm as bar\n" + loop.format("bar")
@@ -190,7 +200,7 @@ class InLab:
         assert notebook.find(1, ".widget-hprogress").is_displayed()
 
     def test_a_slider(self, place: Place, picture: Callable[[Shown, str], None]) -> None:
-        """A slider that is moved in the page changes the kernel's value, and what the kernel says comes back."""
+        """A slider moved in the page changes the kernel's value, and what the kernel says comes back."""
         notebook = place.notebook(SLIDER, "print('the kernel has', last)")
         notebook.run(0)
         notebook.shows(0, "n squared is 9")
@@ -209,11 +219,12 @@ class InLab:
         notebook = place.notebook(IMAGE)
         notebook.run(0)
 
-        until(lambda: int(notebook.find(0, "img.widget-image").get_property("naturalWidth")) > 10)
+        until(lambda: notebook.width(0, "img.widget-image") > 10)
 
     def test_a_reload(self, place: Place) -> None:
         """After a reload the page has what was saved, its kernel, and what that kernel has done meanwhile."""
         notebook = place.notebook(TICKS.format(n=6, pause=0.5), "print('last was', i)")
+        assert isinstance(notebook, Notebook)
         notebook.run(0)
         notebook.shows(0, "tick 1")
         notebook.chord(Keys.CONTROL, "s")
@@ -230,7 +241,9 @@ class OnGateway:
     def test_a_deadline(self, place: Place, picture: Callable[[Shown, str], None]) -> None:
         """A cell that takes too long is interrupted, and the user reads why."""
         limit = {"cellblock": {"timeout_s": 1.5}}
-        notebook = place.notebook("import time\nprint('on', flush=True)\ntime.sleep(60)", "print('kept')", metadata=limit)
+        notebook = place.notebook(
+            "import time\nprint('on', flush=True)\ntime.sleep(60)", "print('kept')", metadata=limit
+        )
         notebook.run(0)
 
         notebook.shows(0, "The time limit of 1.5 s is over", 10)
@@ -240,7 +253,7 @@ class OnGateway:
         picture(notebook, "timeout")
 
     def test_a_deadline_that_is_not_heeded(self, place: Place) -> None:
-        """Code that swallows interrupts is ended with its kernel; the user reads why, and has a fresh kernel."""
+        """Code that ignores interrupts is ended with its kernel; the user reads why, and has a fresh one."""
         limit = {"cellblock": {"timeout_s": 1}}
         stubborn = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True:\n    pass"
         notebook = place.notebook(stubborn, "print('fresh')", metadata=limit)

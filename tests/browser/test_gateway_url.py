@@ -29,8 +29,10 @@ class TestInLab(scenarios.InLab):
     """See there."""
 
     def test_binary_widgets(self, place: Place) -> None:
-        """This server passes on text alone: a widget of bytes is left out with a note, and all else goes on."""
-        notebook = place.notebook("import ipywidgets as widgets\nwidgets.Image(value=b'\\xff' * 100)", "print('on')")
+        """A server that passes on text alone: a widget of bytes is left out with a note, all else goes on."""
+        notebook = place.notebook(
+            "import ipywidgets as widgets\nwidgets.Image(value=b'\\xff' * 100)", "print('on')"
+        )
         notebook.run(0)
 
         notebook.shows(0, "output left out: this client cannot take what is binary")

@@ -29,7 +29,7 @@ class TestCells(scenarios.Cells):
     """See there."""
 
     def test_a_killed_kernel(self, place: Place) -> None:
-        """kill -9 in the middle of a cell: within a second Jupyter says so, ends the cell, and restarts.
+        """A kill -9 in the middle of a cell: within a second Jupyter says so, ends the cell, and restarts.
 
         It has no reason to show: a provisioner has no part in the messages. The server's log has it.
         """

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import os
+import json
+import re
+import shutil
 import subprocess
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.request import Request, urlopen
 
 from gateway.kernels import provisioner_spec
+from gateway.sandbox.profile import shipped_dir
 from tests.browser import lab as labs
-from tests.browser.chromium import chromium
+from tests.browser.chromium import chromium, until
 from tests.browser.notebook import Notebook
 from tests.browser.page import Page, site
 from tests.browser.wire import Wire
 from tests.conftest import ROOM
-from tests.gateway import Gateway, kernel_pids, running
+from tests.gateway import Gateway, kernel_pids, new_state_dir, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
-    from typing import Any
 
     from selenium.webdriver import Chrome
 
     from tests.browser.lab import Lab
     from tests.browser.scenarios import Shown
 
+RELAY_BYTES = 4 << 20
+
 
 class Place(ABC):
     """A browser, and what its pages have their kernels from: where scenarios are played."""
+
+    cut = "[cellblock] "  # how a mark begins where output was cut
+    # for how long the page is without a network; of any such time, JupyterLab makes 10 to 30 s of its own
+    away_s = 0.0
 
     def __init__(self, driver: Chrome, page: Wire, gateway: Gateway | None = None, wire: Wire | None = None):
         self.driver = driver
@@ -56,8 +65,17 @@ class Place(ABC):
         assert self.gateway is not None
         self.gateway.end()
         self.gateway.start()
-        wire = self.wire or self.page
-        wire.lead_to(port_of(self.gateway.url))
+        (self.wire or self.page).lead_to(port_of(self.gateway.url))
+        # what is sent before they are back, some clients lose without a word
+        until(lambda: max(self._kernels(), key=lambda kernel: kernel["started_at"])["connections"] > 0, 50)
+
+    def _kernels(self) -> list[dict[str, Any]]:
+        assert self.gateway is not None
+        headers = {"Authorization": f"token {self.gateway.key()}"}
+        request = Request(f"{self.gateway.url}/api/kernels", headers=headers)
+        with urlopen(request, timeout=5) as answer:
+            kernels: list[dict[str, Any]] = json.load(answer)
+        return kernels
 
     def close_tabs(self) -> None:
         """Close every tab but the first."""
@@ -90,6 +108,8 @@ class LabPlace(Place):
 class LocalPlace(LabPlace):
     """A JupyterLab that has its cells without a gateway."""
 
+    cut = "IOPub data rate exceeded"  # the Jupyter server's own bound
+
     def kernel_pids(self) -> list[int]:
         """List the kernels below JupyterLab's server."""
         return kernel_pids({self._lab.process.pid})
@@ -97,6 +117,8 @@ class LocalPlace(LabPlace):
 
 class PagePlace(Place):
     """A page of another origin that uses a gateway's API itself."""
+
+    away_s = 1.0
 
     def __init__(self, origin: str, driver: Chrome, page: Wire, gateway: Gateway) -> None:
         super().__init__(driver, page, gateway)
@@ -115,10 +137,31 @@ class PagePlace(Place):
         return self.gateway.log_path.read_text()
 
 
+def bounded_profile() -> str:
+    """Return the profile of every cell, with less output per execution than stalls a page.
+
+    JupyterLab draws all of a cell's text anew with each message: 4 MB take it seconds, 16 MB a minute.
+    """
+    text = (shipped_dir() / "default.toml").read_text()
+    return re.sub(r"^relay_bytes = \S+", f"relay_bytes = {RELAY_BYTES}", text, flags=re.MULTILINE)
+
+
+@contextmanager
+def bounded_gateway(**env: str) -> Iterator[Gateway]:
+    """Give a gateway with that profile. A service user reads it: it lies where such a user may."""
+    directory = new_state_dir()
+    (directory / "default.toml").write_text(bounded_profile())
+    try:
+        with running(env={**ROOM, "CELLBLOCK_SANDBOX__PROFILE_DIRS": f'["{directory}"]', **env}) as gateway:
+            yield gateway
+    finally:
+        shutil.rmtree(directory)
+
+
 @contextmanager
 def gateway_url(home: Path) -> Iterator[Place]:
     """`jupyter lab --gateway-url`: the whole server has its kernels from the gateway."""
-    with running(env=ROOM) as gateway, Wire(port_of(gateway.url)) as wire:
+    with bounded_gateway() as gateway, Wire(port_of(gateway.url)) as wire:
         env = {"JUPYTER_GATEWAY_AUTH_TOKEN": gateway.key()}
         with (
             labs.running(home, "python3", f"--gateway-url={wire.url}", env=env) as lab,
@@ -131,7 +174,7 @@ def gateway_url(home: Path) -> Iterator[Place]:
 @contextmanager
 def kernelspec(home: Path) -> Iterator[Place]:
     """A plain JupyterLab with a kernelspec of `cellblock kernelspec install`."""
-    with running(env=ROOM) as gateway, Wire(port_of(gateway.url)) as wire:
+    with bounded_gateway() as gateway, Wire(port_of(gateway.url)) as wire:
         env = {**labs.environment(home), "CELLBLOCK_KEY": gateway.key()}
         command = gateway.command("kernelspec", "install", "--gateway", wire.url, "--store-key", "--prefix")
         subprocess.run([*command, str(home / "prefix")], env=env, check=True, capture_output=True, cwd=home)
@@ -160,14 +203,13 @@ def provisioner(home: Path) -> Iterator[Place]:
 @contextmanager
 def direct(home: Path) -> Iterator[Place]:
     """A page with @jupyterlab/services, served by another origin that the gateway allows."""
-    with site() as origin:
-        env = {**ROOM, "CELLBLOCK_SERVER__ALLOW_ORIGINS": f'["{origin}"]'}
-        with (
-            running(env=env) as gateway,
-            Wire(port_of(gateway.url)) as page,
-            chromium(home / "chromium") as driver,
-        ):
-            yield PagePlace(origin, driver, page, gateway)
+    with (
+        site() as origin,
+        bounded_gateway(CELLBLOCK_SERVER__ALLOW_ORIGINS=f'["{origin}"]') as gateway,
+        Wire(port_of(gateway.url)) as page,
+        chromium(home / "chromium") as driver,
+    ):
+        yield PagePlace(origin, driver, page, gateway)
 
 
 def port_of(url: str) -> int:

@@ -128,7 +128,7 @@ def test_nothing_is_left(place: Path) -> None:
 
 @pytest.mark.timeout(320)
 def test_attacks_are_counted(place: Path) -> None:
-    """`--attack` makes the whole table in cells of a profile, at its own limits, and nothing of it is left."""
+    """`--attack` makes the whole table in cells of a profile, at its own limits; nothing of it is left."""
     state = str(place / "state")
     # gigabytes are filled, which a machine that has not touched its memory yet takes its time for
     done = examine("--attack", "--profile", "scientific", "--json", timeout=300, CELLBLOCK_STATE_DIR=state)

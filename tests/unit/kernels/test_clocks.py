@@ -73,6 +73,7 @@ async def kernel(clock: SteppedClock, tmp_path: Path) -> AsyncIterator[LocalKern
         clock=clock,
         metrics=Metrics(),
         max_pending=10,
+        replay_bytes=1 << 20,
         observer=Observers(),
         gate=Quotas(Settings(state_dir=tmp_path), None, clock),  # type: ignore[arg-type]
         audit=MemoryAudit(),
