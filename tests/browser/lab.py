@@ -46,7 +46,10 @@ class Lab:
 
     def write(self, name: str, cells: Sequence[str], metadata: Mapping[str, Any] | None = None) -> None:
         """Put a notebook of code cells into the server's directory; `metadata` is every cell's."""
-        made = [nbformat.v4.new_code_cell(source, metadata=dict(metadata or {})) for source in cells]
+        made = [
+            nbformat.v4.new_code_cell(source, metadata=dict(metadata or {}))  # type: ignore[no-untyped-call]
+            for source in cells
+        ]
         spec = {"name": self.kernel, "display_name": self.kernel, "language": "python"}
         facts = {"kernelspec": spec}
         notebook = nbformat.v4.new_notebook(cells=made, metadata=facts)  # type: ignore[no-untyped-call]

@@ -191,5 +191,5 @@ class Notebook:
         return self.open()
 
     def picture(self, file: Path) -> None:
-        """Save what the notebook's panel looks like."""
-        self._driver.find_element(By.CSS_SELECTOR, PANEL).screenshot(str(file))
+        """Save what JupyterLab looks like."""
+        self._driver.save_screenshot(str(file))

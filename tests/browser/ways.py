@@ -39,6 +39,7 @@ class Place(ABC):
     cut = "[cellblock] "  # how a mark begins where output was cut
     # for how long the page is without a network; of any such time, JupyterLab makes 10 to 30 s of its own
     away_s = 0.0
+    revives = False  # whether a dead kernel is started again without being asked
 
     def __init__(self, driver: Chrome, page: Wire, gateway: Gateway | None = None, wire: Wire | None = None):
         self.driver = driver
@@ -105,7 +106,13 @@ class LabPlace(Place):
         return self._lab.log
 
 
-class LocalPlace(LabPlace):
+class PlainLabPlace(LabPlace):
+    """A JupyterLab that takes its kernels for local ones, and so starts a dead one again."""
+
+    revives = True
+
+
+class LocalPlace(PlainLabPlace):
     """A JupyterLab that has its cells without a gateway."""
 
     cut = "IOPub data rate exceeded"  # the Jupyter server's own bound
@@ -184,7 +191,7 @@ def kernelspec(home: Path) -> Iterator[Place]:
             Wire(lab.port) as page,
             chromium(home / "chromium") as driver,
         ):
-            yield LabPlace(lab, driver, page, gateway=gateway, wire=wire)
+            yield PlainLabPlace(lab, driver, page, gateway=gateway, wire=wire)
 
 
 @contextmanager
