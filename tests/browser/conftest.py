@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tests.browser.scenarios import Shown
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-SHOWN = "test_gateway_url"  # the way whose pictures the docs have
+SHOWN = "test_kernelspec"  # the way whose pictures the docs have
 MAX_BYTES = 150 << 10
 
 

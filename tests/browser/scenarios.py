@@ -139,7 +139,7 @@ class Cells:
         place.page.mend()
 
         notebook.ends(0, 60)
-        assert_whole(notebook, 100)
+        assert_whole(notebook, 100, lost=place.may_lose)
 
     def test_two_tabs(self, place: Place) -> None:
         """Two tabs on one notebook have one kernel: what one sets, the other reads."""
@@ -165,7 +165,7 @@ class Cells:
 
     def test_a_refused_network_call(self, place: Place, picture: Callable[[Shown, str], None]) -> None:
         """A cell has no network, and says so where the user looks."""
-        notebook = place.notebook("import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=5)")
+        notebook = place.notebook("import socket\nsocket.socket().connect(('192.0.2.1', 80))")
 
         assert re.search(r"OSError: \[Errno \d+\] .* not supported", notebook.done(0))
         picture(notebook, "refused-network")
@@ -174,9 +174,7 @@ class Cells:
 class InLab:
     """What JupyterLab brings."""
 
-    def test_cells_run_and_outputs_are_read(
-        self, place: Place, picture: Callable[[Shown, str], None]
-    ) -> None:
+    def test_cells_run_and_outputs_are_read(self, place: Place) -> None:
         """What is typed runs; results, printed text and tracebacks stand below their cells."""
         notebook = place.notebook("", "print('hello', file=__import__('sys').stderr)", "1 / 0")
         assert isinstance(notebook, Notebook)
@@ -188,7 +186,6 @@ class InLab:
         assert notebook.output(0).strip() == "42"
         assert notebook.done(1) == "hello\n"
         assert "ZeroDivisionError: division by zero" in notebook.done(2)
-        picture(notebook, "jupyterlab")
 
     def test_progress_bars(self, place: Place) -> None:
         """The bar of text that tqdm has, and its one of widgets, come to their ends."""
@@ -297,10 +294,13 @@ class Between:
         assert_whole(notebook, 8)
 
 
-def assert_whole(notebook: Shown, ticks: int) -> None:
-    """Assert that nothing is missing below the first cell, and nothing is there twice.
+def assert_whole(notebook: Shown, ticks: int, *, lost: int = 0) -> None:
+    """Assert that nothing is there twice or in disorder, and that no more is missing than may be lost.
 
     What was lost and found again may be told of in between.
     """
     lines = [line for line in notebook.output(0).split("\n") if line.startswith(("tick", "the end"))]
-    assert lines == [*(f"tick {number}" for number in range(ticks)), "the end"]
+    expected = [*(f"tick {number}" for number in range(ticks)), "the end"]
+    assert lines == [line for line in expected if line in lines]
+    assert lines[-1] == "the end"
+    assert len(lines) >= len(expected) - lost

@@ -39,6 +39,7 @@ class Place(ABC):
     cut = "[cellblock] "  # how a mark begins where output was cut
     # for how long the page is without a network; of any such time, JupyterLab makes 10 to 30 s of its own
     away_s = 0.0
+    may_lose = 0  # messages that are lost with the page's connection
     revives = False  # whether a dead kernel is started again without being asked
 
     def __init__(self, driver: Chrome, page: Wire, gateway: Gateway | None = None, wire: Wire | None = None):
@@ -88,7 +89,9 @@ class Place(ABC):
 
 
 class LabPlace(Place):
-    """A JupyterLab."""
+    """A JupyterLab, whose server loses what it writes before it notices that the page is gone."""
+
+    may_lose = 3
 
     def __init__(self, lab: Lab, driver: Chrome, page: Wire, **rest: Any) -> None:
         super().__init__(driver, page, **rest)
