@@ -100,7 +100,9 @@ class Limits(Frozen):
     idle_timeout_s: float | None = Field(3600.0, gt=0, description="Idle seconds before culling.")
     max_lifetime_s: float | None = Field(86_400.0, gt=0, description="Seconds before the kernel is ended.")
     relay_bytes: int = Field(
-        512 << 20, ge=1 << 20, description="Output of one execution that clients are sent; then its tail."
+        16 << 20,
+        ge=1 << 20,
+        description="Output of one execution that clients are sent, a quarter of it text; then its tail.",
     )
     output_bytes: int = Field(4 << 20, ge=1024, description="Output kept for one REST execution.")
 

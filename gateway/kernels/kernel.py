@@ -41,6 +41,9 @@ from gateway.telemetry import Metrics
 
 log = structlog.get_logger()
 
+# a kernel that dies so soon after its start, so often in a row, is not started by itself any more
+SHORT_LIFE_S, MAX_SHORT_LIVES = 10.0, 5
+
 
 class LocalKernel:
     """A kernel in a cell of this machine: a `ports.KernelHandle`. Owns its running cell and its tasks."""
@@ -81,7 +84,8 @@ class LocalKernel:
         self._clock = clock
         self._metrics = metrics
         self._created_at = created_at
-        self._born = clock.monotonic()
+        self._born = self._up_since = clock.monotonic()
+        self._short_lives = 0
         self._phase = ExecutionState.STARTING
         self._paused = False
         self._death: DeathReason | None = None
@@ -324,22 +328,26 @@ class LocalKernel:
             self._conversation.close()
             if running:
                 await running.end()
-            self._go_on()
-            if asked:
-                self._conversation.forget()
-            self._conversation.refuse_all(reason)
-            if not asked:
-                # JupyterLab takes it for a death, says so, and connects anew; who asked for it knows
-                self._conversation.say_state(ExecutionState.RESTARTING)
-            try:
-                await self._launch()
-            except BaseException:
-                self._settle(DeathReason.CRASHED)
-                raise
-            self._conversation.say_state(ExecutionState.IDLE)
+            await self._begin_again(reason, asked=asked)
+
+    async def _begin_again(self, reason: DeathReason, *, asked: bool) -> None:
+        self._go_on()
+        if asked:
+            self._conversation.forget()
+        self._conversation.refuse_all(reason)
+        if not asked:
+            # JupyterLab takes it for a death, says so, and connects anew; who asked for it knows
+            self._conversation.say_state(ExecutionState.RESTARTING)
+        try:
+            await self._launch()
+        except BaseException:
+            self._settle(DeathReason.CRASHED)
+            raise
+        self._conversation.say_state(ExecutionState.IDLE)
 
     def _be_up(self, running: RunningCell) -> None:
         self._phase = ExecutionState.IDLE
+        self._up_since = self._clock.monotonic()
         if not running.alive:
             # it died while nobody was told
             self._exited(running)
@@ -362,7 +370,28 @@ class LocalKernel:
             ending = await running.end()
             reason = self._expected or reason_of(ending)
             self._log.warning("kernel died", reason=reason.value, exit_code=ending.exit_code)
-            self._settle(reason)
+            if not self._is_watched():
+                self._settle(reason)
+                return
+            self._running = None
+            self._phase = ExecutionState.RESTARTING
+            self._conversation.close()
+            self._note_death(reason)
+            try:
+                await self._begin_again(reason, asked=False)
+            except GatewayError as error:
+                if not self._closed:
+                    self._log.error("restart after a death failed", error=error.message)
+
+    def _is_watched(self) -> bool:
+        """Tell whether a dead kernel starts afresh by itself, as Jupyter's do: for clients that are attached.
+
+        What dies again and again soon after its start stays dead.
+        """
+        lived_s = self._clock.monotonic() - self._up_since
+        self._short_lives = self._short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+        mortal = self._expected is not None or self._closed or self._lost
+        return bool(self._conversation.connections and not mortal and self._short_lives <= MAX_SHORT_LIVES)
 
     def _settle(self, reason: DeathReason) -> None:
         """Be dead: nothing runs, everything that was asked is answered, everybody attached knows."""
@@ -372,13 +401,16 @@ class LocalKernel:
         self._conversation.close()
         self._go_on()
         if not already:
-            self._death = reason
-            self._metrics.kernel_deaths.labels(reason.value).inc()
-            if not self._closed:
-                self._mourn(reason)
+            self._note_death(reason)
         self._conversation.refuse_all(reason)
         if not already:
             self._conversation.say_state(ExecutionState.DEAD)
+
+    def _note_death(self, reason: DeathReason) -> None:
+        self._death = reason
+        self._metrics.kernel_deaths.labels(reason.value).inc()
+        if not self._closed:
+            self._mourn(reason)
 
     def _mourn(self, reason: DeathReason) -> None:
         """Record a death that nobody asked for: what is asked for is recorded where it is asked."""

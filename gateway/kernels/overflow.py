@@ -10,12 +10,16 @@ OUTPUT = frozenset({"stream", "display_data", "update_display_data", "execute_re
 TAIL_BYTES = 256 << 10
 
 
+# of what is passed on, this part may be text: JupyterLab draws all text of a cell anew with each message
+TEXT_SHARE = 4
+
+
 class Overflow:
     """Counts one execution's output; beyond `limit` bytes only the last of it is kept, for the end."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._passed = 0
+        self._passed = self._text = 0
         self._tail: deque[Message] = deque()
         self._tail_bytes = 0
         self._cut_bytes = 0
@@ -25,7 +29,8 @@ class Overflow:
         if message.msg_type not in OUTPUT:
             return True
         self._passed += message.size
-        if self._passed <= self._limit:
+        self._text += message.size if message.msg_type == "stream" else 0
+        if self._passed <= self._limit and self._text <= self._limit // TEXT_SHARE:
             return True
         self._tail.append(message)
         self._tail_bytes += message.size

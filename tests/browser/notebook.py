@@ -10,7 +10,6 @@ from uuid import uuid4
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.select import Select
 
 from tests.browser.chromium import until
 from tests.browser.lab import TOKEN
@@ -170,15 +169,6 @@ class Notebook:
         until(lambda: "It will restart automatically" in self.dialog(), say=self.state)
         self.accept()
         until(lambda: not self.dialog(), say=self.state)
-        self.ready()
-
-    def another_kernel(self) -> None:
-        """Choose another kernel in the menu: JupyterLab lets go of one that is dead."""
-        self.command("notebook:change-kernel")
-        kernels = Select(until(lambda: self._driver.find_element(By.CSS_SELECTOR, ".jp-Dialog select")))
-        kernels.select_by_visible_text("Python 3 (Cellblock)")
-        self.accept()
-        until(lambda: self.status() != "disconnected", say=self.state)
         self.ready()
 
     def saved(self) -> None:

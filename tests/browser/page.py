@@ -169,11 +169,6 @@ class Page:
         """Wait until the restarted kernel is there: this page has no dialogs."""
         self.ready()
 
-    def another_kernel(self) -> None:
-        """Take another kernel, after the death of the first."""
-        self._driver.find_element(By.ID, "another").click()
-        self.ready()
-
     def picture(self, file: Path) -> None:
         """Save what the page looks like."""
         self._driver.find_element(By.TAG_NAME, "body").screenshot(str(file))

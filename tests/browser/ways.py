@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import subprocess
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -12,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import Request, urlopen
 
 from gateway.kernels import provisioner_spec
-from gateway.sandbox.profile import shipped_dir
 from tests.browser import lab as labs
 from tests.browser.chromium import chromium, until
 from tests.browser.notebook import Notebook
 from tests.browser.page import Page, site
 from tests.browser.wire import Wire
 from tests.conftest import ROOM
-from tests.gateway import Gateway, kernel_pids, new_state_dir, running
+from tests.gateway import Gateway, kernel_pids, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,8 +27,6 @@ if TYPE_CHECKING:
     from tests.browser.lab import Lab
     from tests.browser.scenarios import Shown
 
-RELAY_BYTES = 4 << 20
-
 
 class Place(ABC):
     """A browser, and what its pages have their kernels from: where scenarios are played."""
@@ -40,7 +35,6 @@ class Place(ABC):
     # for how long the page is without a network; of any such time, JupyterLab makes 10 to 30 s of its own
     away_s = 0.0
     may_lose = 0  # messages that are lost with the page's connection
-    revives = False  # whether a dead kernel is started again without being asked
 
     def __init__(self, driver: Chrome, page: Wire, gateway: Gateway | None = None, wire: Wire | None = None):
         self.driver = driver
@@ -109,13 +103,7 @@ class LabPlace(Place):
         return self._lab.log
 
 
-class PlainLabPlace(LabPlace):
-    """A JupyterLab that takes its kernels for local ones, and so starts a dead one again."""
-
-    revives = True
-
-
-class LocalPlace(PlainLabPlace):
+class LocalPlace(LabPlace):
     """A JupyterLab that has its cells without a gateway."""
 
     cut = "IOPub data rate exceeded"  # the Jupyter server's own bound
@@ -147,31 +135,10 @@ class PagePlace(Place):
         return self.gateway.log_path.read_text()
 
 
-def bounded_profile() -> str:
-    """Return the profile of every cell, with less output per execution than stalls a page.
-
-    JupyterLab draws all of a cell's text anew with each message: 4 MB take it seconds, 16 MB a minute.
-    """
-    text = (shipped_dir() / "default.toml").read_text()
-    return re.sub(r"^relay_bytes = \S+", f"relay_bytes = {RELAY_BYTES}", text, flags=re.MULTILINE)
-
-
-@contextmanager
-def bounded_gateway(**env: str) -> Iterator[Gateway]:
-    """Give a gateway with that profile. A service user reads it: it lies where such a user may."""
-    directory = new_state_dir()
-    (directory / "default.toml").write_text(bounded_profile())
-    try:
-        with running(env={**ROOM, "CELLBLOCK_SANDBOX__PROFILE_DIRS": f'["{directory}"]', **env}) as gateway:
-            yield gateway
-    finally:
-        shutil.rmtree(directory)
-
-
 @contextmanager
 def gateway_url(home: Path) -> Iterator[Place]:
     """`jupyter lab --gateway-url`: the whole server has its kernels from the gateway."""
-    with bounded_gateway() as gateway, Wire(port_of(gateway.url)) as wire:
+    with running(env=ROOM) as gateway, Wire(port_of(gateway.url)) as wire:
         env = {"JUPYTER_GATEWAY_AUTH_TOKEN": gateway.key()}
         with (
             labs.running(home, "python3", f"--gateway-url={wire.url}", env=env) as lab,
@@ -184,7 +151,7 @@ def gateway_url(home: Path) -> Iterator[Place]:
 @contextmanager
 def kernelspec(home: Path) -> Iterator[Place]:
     """A plain JupyterLab with a kernelspec of `cellblock kernelspec install`."""
-    with bounded_gateway() as gateway, Wire(port_of(gateway.url)) as wire:
+    with running(env=ROOM) as gateway, Wire(port_of(gateway.url)) as wire:
         env = {**labs.environment(home), "CELLBLOCK_KEY": gateway.key()}
         command = gateway.command("kernelspec", "install", "--gateway", wire.url, "--store-key", "--prefix")
         subprocess.run([*command, str(home / "prefix")], env=env, check=True, capture_output=True, cwd=home)
@@ -194,7 +161,7 @@ def kernelspec(home: Path) -> Iterator[Place]:
             Wire(lab.port) as page,
             chromium(home / "chromium") as driver,
         ):
-            yield PlainLabPlace(lab, driver, page, gateway=gateway, wire=wire)
+            yield LabPlace(lab, driver, page, gateway=gateway, wire=wire)
 
 
 @contextmanager
@@ -215,7 +182,7 @@ def direct(home: Path) -> Iterator[Place]:
     """A page with @jupyterlab/services, served by another origin that the gateway allows."""
     with (
         site() as origin,
-        bounded_gateway(CELLBLOCK_SERVER__ALLOW_ORIGINS=f'["{origin}"]') as gateway,
+        running(env={**ROOM, "CELLBLOCK_SERVER__ALLOW_ORIGINS": f'["{origin}"]'}) as gateway,
         Wire(port_of(gateway.url)) as page,
         chromium(home / "chromium") as driver,
     ):

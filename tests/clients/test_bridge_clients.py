@@ -162,7 +162,7 @@ async def test_jupyter_console(jupyter: Jupyter, client: Client) -> None:
                 ("ada", PROMPT),
                 ("print('hello', name)", "hello ada"),
                 ("1 / 0", "ZeroDivisionError"),
-                ("print('on'); import time; time.sleep(100)", r"\non\r"),
+                ("print('on', flush=True); import time; time.sleep(100)", r"\non\r"),
             ):
                 console.sendline(typed)
                 console.expect(expected)

@@ -126,20 +126,21 @@ async def test_what_used_to_end_the_connection(lab: Client) -> None:
         messages = await channels.until_done(await channels.execute(big))
         assert any(m.msg_type == "execute_reply" for m in messages)
         plenty = await channels.until_done(await channels.execute("print('y' * (12 << 20))"))
-        assert len(text_of(plenty)) == (12 << 20) + 1
+        assert 3 << 20 < len(text_of(plenty)) < 5 << 20
+        assert "bytes of output were cut here" in text_of(plenty, "stderr")
         assert text_of(await channels.until_done(await channels.execute("print('alive')"))) == "alive\n"
     await lab.delete(kernel)
 
 
 async def test_a_kernel_that_dies(lab: Client) -> None:
-    """A dead kernel answers through the server, too, and its death is seen in the model."""
+    """A kernel that dies says why through the server, too, and starts afresh as a local one would."""
     kernel = await lab.start("python3")
     async with lab.channels(kernel, v1=False) as channels:
         messages = await channels.until_done(await channels.execute("import os; os._exit(1)"), timeout=10)
         assert [content(m)["ename"] for m in messages if m.msg_type == "error"] == ["KernelCrashed"]
-    assert (await lab.kernel(kernel))["execution_state"] in {"dead", "starting", "idle", "busy"}
-    models = {model["id"]: model for model in await lab.json("GET", "/api/kernels")}
-    assert models[kernel]["execution_state"] == "dead"
+    async with lab.channels(kernel, v1=False) as channels:
+        again = await channels.until_done(await channels.execute("print(6 * 7)"))
+        assert text_of(again) == "42\n"
     await lab.delete(kernel)
 
 

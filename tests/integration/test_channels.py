@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import statistics
@@ -18,9 +20,12 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
+from gateway.kernels.kernel import MAX_SHORT_LIVES
 from gateway.protocol.messages import content, make
 from gateway.protocol.websocket import V1
-from tests.gateway import Client, complete, running, text_of
+from gateway.sandbox.profile import shipped_dir
+from tests.gateway import Client, complete, new_state_dir, running, text_of
+from tests.lifecycle import until_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -41,6 +46,16 @@ while True:
 """
 
 
+@contextlib.contextmanager
+def much_text() -> Iterator[dict[str, str]]:
+    """Give settings of a profile that lets programs have far more text than a page of JupyterLab can show."""
+    directory, text = new_state_dir(), (shipped_dir() / "default.toml").read_text()
+    text = re.sub(r"(?m)^relay_bytes = \S+", f"relay_bytes = {512 << 20}", text)
+    (directory / "default.toml").write_text(text)
+    yield {"CELLBLOCK_SANDBOX__PROFILE_DIRS": f'["{directory}"]'}
+    shutil.rmtree(directory)
+
+
 @pytest.fixture(scope="module")
 def tight() -> Iterator[Gateway]:
     """A gateway with short deadlines, small frames and small queues."""
@@ -49,7 +64,7 @@ def tight() -> Iterator[Gateway]:
         "CELLBLOCK_SERVER__MAX_FRAME_BYTES": str(1 << 20),
         "CELLBLOCK_SERVER__QUEUE_BYTES": str(1 << 20),
     }
-    with running("--no-keep", env=env) as gateway:
+    with much_text() as profiles, running("--no-keep", env=env | profiles) as gateway:
         yield gateway
 
 
@@ -231,8 +246,24 @@ async def test_kill_in_the_middle_is_answered_at_once(
         assert the(messages, "error")["ename"] == "KernelKilled"
         reply = await channels.until("complete_reply", timeout=5)
         assert (reply.parent_id, content(reply)["status"]) == (queued, "error")
-        dead = await channels.until_done(await channels.execute("1"), timeout=5)
-        assert the(dead, "execute_reply")["status"] == "error"
+        # as Jupyter's kernels do, it starts afresh for who is there
+        again = await channels.until_done(await channels.execute("print(6 * 7)"), timeout=20)
+        assert text_of(again) == "42\n"
+    model = await client.kernel(kernel)
+    assert (model["execution_state"], model["reason"]) == ("idle", "killed")
+
+
+async def test_what_dies_again_and_again_stays_dead(client: Client, kernel: str) -> None:
+    """A kernel that never lives long is not started for ever; a restart that is asked for brings it back."""
+    async with client.channels(kernel) as channels:
+        for _ in range(MAX_SHORT_LIVES + 1):
+            ended = await channels.until_done(await channels.execute("import os; os._exit(1)"), timeout=20)
+            assert the(ended, "error")["ename"] == "KernelCrashed"
+        await until_state(client, kernel, "dead")
+        ended = await channels.until_done(await channels.execute("print(1)"), timeout=20)
+        assert the(ended, "error")["ename"] == "KernelCrashed"
+        await client.json("POST", f"/api/kernels/{kernel}/restart")
+        assert text_of(await channels.until_done(await channels.execute("print(1)"))) == "1\n"
 
 
 async def test_restart_with_an_open_socket(client: Client, kernel: str) -> None:
@@ -320,9 +351,9 @@ async def test_a_slow_reader_hurts_nobody(tight: Gateway, tight_client: Client, 
 
 
 @BOTH
-async def test_twenty_megabytes_arrive_whole(client: Client, kernel: str, v1: bool) -> None:
+async def test_twenty_megabytes_arrive_whole(tight_client: Client, tight_kernel: str, v1: bool) -> None:
     """One print of 20 MB comes complete, in order, and in frames that a 1 MiB client takes."""
-    async with client.channels(kernel, v1=v1) as channels:
+    async with tight_client.channels(tight_kernel, v1=v1) as channels:
         asked = await channels.execute("print(''.join(f'{n:07d}\\n' for n in range(2_500_000)), end='')")
         messages, largest = [], 0
         while not complete(messages, asked):

@@ -183,7 +183,7 @@ async def test_sockets(gateway: Gateway, v1: bool) -> None:
             await channels.until_done(await channels.execute("import os; os._exit(1)"))
         async with client.channels(kernel_id, v1=v1) as channels:
             await channels.socket.send_str("garbage")
-            assert (await channels.socket.receive(5)).type is aiohttp.WSMsgType.CLOSE
+            assert await channels.closing() == 1007
         await client.delete(kernel_id)
 
 

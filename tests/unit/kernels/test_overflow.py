@@ -14,10 +14,19 @@ def output(size: int, kind: str = "stream") -> Message:
 
 def test_output_passes_until_the_limit() -> None:
     """Below the limit everything passes, and nothing is left for the end."""
-    overflow = Overflow(10_000)
+    overflow = Overflow(40_000)
 
     assert all(overflow.passes(output(1000)) for _ in range(5))
+    assert all(overflow.passes(output(1000, "display_data")) for _ in range(20))
     assert overflow.end() == (0, [])
+
+
+def test_a_quarter_may_be_text() -> None:
+    """Text has a bound of its own, since clients find it harder to take than pictures."""
+    overflow = Overflow(40_000)
+
+    assert sum(overflow.passes(output(1000)) for _ in range(20)) == 8
+    assert len(overflow.end()[1]) == 12
 
 
 def test_beyond_the_limit_only_the_tail_is_kept() -> None:
