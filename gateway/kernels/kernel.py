@@ -328,9 +328,10 @@ class LocalKernel:
             self._conversation.close()
             if running:
                 await running.end()
-            await self._begin_again(reason, asked=asked)
+            await self._begin_again(reason, asked=asked, or_else=DeathReason.CRASHED)
 
-    async def _begin_again(self, reason: DeathReason, *, asked: bool) -> None:
+    async def _begin_again(self, reason: DeathReason, *, asked: bool, or_else: DeathReason) -> None:
+        """Answer for the cell that has ended, and launch another; where that fails the kernel is dead."""
         self._go_on()
         if asked:
             self._conversation.forget()
@@ -341,7 +342,7 @@ class LocalKernel:
         try:
             await self._launch()
         except BaseException:
-            self._settle(DeathReason.CRASHED)
+            self._settle(or_else)
             raise
         self._conversation.say_state(ExecutionState.IDLE)
 
@@ -376,12 +377,13 @@ class LocalKernel:
             self._running = None
             self._phase = ExecutionState.RESTARTING
             self._conversation.close()
-            self._note_death(reason)
             try:
-                await self._begin_again(reason, asked=False)
+                await self._begin_again(reason, asked=False, or_else=reason)
             except GatewayError as error:
                 if not self._closed:
                     self._log.error("restart after a death failed", error=error.message)
+            else:
+                self._note_death(reason)
 
     def _is_watched(self) -> bool:
         """Tell whether a dead kernel starts afresh by itself, as Jupyter's do: for clients that are attached.
