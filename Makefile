@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 # test files that run at once: they wait more than they compute
-JOBS ?= 2
+JOBS ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint audit demo lock
 
@@ -15,7 +15,7 @@ setup: ## install everything that a gateway needs (CELLBLOCK_PREFIX=/srv/cellblo
 run: ## set up and start a gateway (HOST=127.0.0.1 PORT=8888 STATE=directory)
 	@scripts/run
 
-test: ## set up and run all tests (ARGS="-k name" for pytest, JOBS=2)
+test: ## set up and run all tests (ARGS="-k name" for pytest, JOBS=3)
 	@scripts/setup --test
 	@$(PYTHON) -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
