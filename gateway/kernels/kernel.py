@@ -41,6 +41,8 @@ from gateway.telemetry import Metrics
 
 log = structlog.get_logger()
 
+# how often, and after how long each, a cell is told to go on whose pause has failed
+UNFREEZE_TRIES, UNFREEZE_S = 30, 1.0
 # a kernel that dies so soon after its start, so often in a row, is not started by itself any more
 SHORT_LIFE_S, MAX_SHORT_LIVES = 10.0, 5
 
@@ -239,7 +241,19 @@ class LocalKernel:
                 await running.pause()
             except BaseException:
                 self._go_on()
+                # a warden that did not answer in time may do it all the same, later
+                self._spawn(self._unfreeze(running))
                 raise
+
+    async def _unfreeze(self, running: RunningCell) -> None:
+        for _ in range(UNFREEZE_TRIES):
+            await asyncio.sleep(UNFREEZE_S)
+            async with self._lifecycle:
+                if running is not self._running or self._paused:
+                    return
+                with contextlib.suppress(GatewayError):
+                    await running.resume()
+                    return
 
     async def resume(self) -> None:
         """Let a paused cell go on. Raises KernelDead."""

@@ -351,9 +351,12 @@ async def test_a_slow_reader_hurts_nobody(tight: Gateway, tight_client: Client, 
 
 
 @BOTH
-async def test_twenty_megabytes_arrive_whole(tight_client: Client, tight_kernel: str, v1: bool) -> None:
+async def test_twenty_megabytes_arrive_whole(v1: bool) -> None:
     """One print of 20 MB comes complete, in order, and in frames that a 1 MiB client takes."""
-    async with tight_client.channels(tight_kernel, v1=v1) as channels:
+    async with contextlib.AsyncExitStack() as stack:
+        gateway = stack.enter_context(running(env=stack.enter_context(much_text())))
+        client = await stack.enter_async_context(gateway.client())
+        channels = await stack.enter_async_context(client.channels(await client.start(), v1=v1))
         asked = await channels.execute("print(''.join(f'{n:07d}\\n' for n in range(2_500_000)), end='')")
         messages, largest = [], 0
         while not complete(messages, asked):
