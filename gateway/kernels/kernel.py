@@ -15,6 +15,7 @@ from gateway.errors import Conflict, GatewayError, KernelDead, KernelStartFailed
 from gateway.kernels.advice import Advice
 from gateway.kernels.conversation import Conversation
 from gateway.kernels.files import CellFiles, owner_hash
+from gateway.kernels.lives import Lives
 from gateway.kernels.requests import Pending
 from gateway.kernels.running import Listener, RunningCell, Wiring
 from gateway.models import (
@@ -43,8 +44,6 @@ log = structlog.get_logger()
 
 # how often, and after how long each, a cell is told to go on whose pause has failed
 UNFREEZE_TRIES, UNFREEZE_S = 30, 1.0
-# a kernel that dies so soon after its start, so often in a row, is not started by itself any more
-SHORT_LIFE_S, MAX_SHORT_LIVES = 10.0, 5
 
 
 class LocalKernel:
@@ -86,8 +85,8 @@ class LocalKernel:
         self._clock = clock
         self._metrics = metrics
         self._created_at = created_at
-        self._born = self._up_since = clock.monotonic()
-        self._short_lives = 0
+        self._born = clock.monotonic()
+        self._lives = Lives(clock)
         self._phase = ExecutionState.STARTING
         self._paused = False
         self._death: DeathReason | None = None
@@ -362,7 +361,7 @@ class LocalKernel:
 
     def _be_up(self, running: RunningCell) -> None:
         self._phase = ExecutionState.IDLE
-        self._up_since = self._clock.monotonic()
+        self._lives.begun()
         if not running.alive:
             # it died while nobody was told
             self._exited(running)
@@ -385,7 +384,8 @@ class LocalKernel:
             ending = await running.end()
             reason = self._expected or reason_of(ending)
             self._log.warning("kernel died", reason=reason.value, exit_code=ending.exit_code)
-            if not self._is_watched():
+            self._lives.ended()
+            if not self._starts_afresh():
                 self._settle(reason)
                 return
             self._running = None
@@ -399,15 +399,10 @@ class LocalKernel:
             else:
                 self._note_death(reason)
 
-    def _is_watched(self) -> bool:
-        """Tell whether a dead kernel starts afresh by itself, as Jupyter's do: for clients that are attached.
-
-        What dies again and again soon after its start stays dead.
-        """
-        lived_s = self._clock.monotonic() - self._up_since
-        self._short_lives = self._short_lives + 1 if lived_s < SHORT_LIFE_S else 0
-        mortal = self._expected is not None or self._closed or self._lost
-        return bool(self._conversation.connections and not mortal and self._short_lives <= MAX_SHORT_LIVES)
+    def _starts_afresh(self) -> bool:
+        """Tell whether a dead kernel is started again by itself, as Jupyter's are: for clients attached."""
+        meant_to_end = self._expected is not None or self._closed or self._lost
+        return bool(self._conversation.connections and not meant_to_end and not self._lives.spent)
 
     def _settle(self, reason: DeathReason) -> None:
         """Be dead: nothing runs, everything that was asked is answered, everybody attached knows."""

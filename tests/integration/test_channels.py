@@ -20,7 +20,7 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
-from gateway.kernels.kernel import MAX_SHORT_LIVES
+from gateway.kernels.lives import MAX_SHORT_LIVES
 from gateway.protocol.messages import content, make
 from gateway.protocol.websocket import V1
 from gateway.sandbox.profile import shipped_dir

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.gateway import Client, Gateway, running
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 8.0
 # the deadline, the grace, a restart
 ENDS_S = TIMEOUT_S + 10.0
 GROWTH_MIB = 50.0

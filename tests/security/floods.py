@@ -53,9 +53,11 @@ while True: one.send(b'x' * 1024, zmq.SNDMORE)
 
 FLOODS = {
     "one huge line": "print('x' * (200 << 20))",
+    "huge lines": "for _ in range(30): print('x' * (20 << 20))",
     "a million prints": "for n in range(1_000_000): print(n)",
     "a million displays": "from IPython.display import display\nfor n in range(1_000_000): display(n)",
     "a huge picture": f"{PICTURE}\ndisplay(picture(40))",
+    "large pictures": f"{PICTURE}\none = picture(15)\nfor _ in range(20): display(one)",
     "pictures within the limit": f"{PICTURE}\none = picture(5)\nfor _ in range(20): display(one)",
     "carriage returns": "import sys\nfor n in range(1_000_000): sys.stdout.write(f'\\r{n}%')",
     "flushed carriage returns": "for n in range(1_000_000): print('\\r', n, end='', flush=True)",
@@ -69,6 +71,7 @@ FLOODS = {
     "raw standard error": "import os\nfor _ in range(200_000): os.write(2, b'x' * 4096)",
     "endless parts": PARTS,
     "endless parts on the wire": f"{OWN_WIRE}\nfor _ in range(200): put(one, b'\\1\\0' * 32768)",
+    "endless small parts on the wire": f"{OWN_WIRE}\nwhile True: put(one, (b'\\1\\x80' + bytes(128)) * 500)",
     "endless large parts on the wire": f"{OWN_WIRE}\nfor _ in range(500): put(one, part(1 << 20))",
     "an endless part on the wire": f"{OWN_WIRE}\nput(one, part(1 << 30))\nwhile True: put(one, bytes(65536))",
     "byte by byte on the wire": f"{OWN_WIRE}\nput(one, part(1 << 20)[:9])\nwhile True: put(one, b'x')",

@@ -38,7 +38,7 @@ async def test_flood(pair: Pair, flood: str, record_property: Callable[[str, obj
 async def test_the_kernel_is_the_same_afterwards(pair: Pair, flood: str) -> None:
     """Who floods within the deadline keeps the kernel, and the next execution is answered."""
     await pair.alice.out(pair.flooding, "kept = 6 * 7")
-    result = await pair.alice.run(pair.flooding, FLOODS[flood].replace("500", "50"), timeout_s=30)
+    result = await pair.alice.run(pair.flooding, FLOODS[flood].replace("500", "100"), timeout_s=30)
 
     assert result["status"] == "ok"
     assert result["truncated"]

@@ -62,7 +62,6 @@ async function start(load) {
   session.kernelChanged.connect((_, { newValue }) => newValue && greet(newValue));
   document.getElementById('interrupt').onclick = () => session.kernel.interrupt();
   document.getElementById('restart').onclick = () => session.kernel.restart();
-  document.getElementById('another').onclick = () => session.changeKernel({ name: specs.specs.default });
 
   for (const { source, metadata } of cells) {
     const cell = document.createElement('div');
