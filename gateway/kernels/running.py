@@ -220,7 +220,7 @@ class RunningCell:
                     "The gateway has no descriptors left.", reason="no_descriptors"
                 ) from error
             raise KernelStartFailed(
-                f"The kernel's sockets cannot be used: {error.strerror}.", reason="sockets"
+                f"The kernel's sockets cannot be used: {error.strerror or 'no connection'}.", reason="sockets"
             ) from error
         self._channels = channels
 
