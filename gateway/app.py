@@ -8,8 +8,9 @@ import ctypes
 import signal
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
+from typing import Any
 from uuid import uuid4
 
 import structlog
@@ -17,7 +18,7 @@ from aiohttp import web
 
 from gateway.audit.journal import Journal
 from gateway.audit.trail import AuditTrail
-from gateway.auth import Authenticators, KeyRing, connect, load_pepper
+from gateway.auth import Authenticators, DerivedTokens, KeyRing, connect, load_pepper
 from gateway.clock import SystemClock
 from gateway.http import app as http_app
 from gateway.http.listener import Listener
@@ -26,25 +27,33 @@ from gateway.kernels.host import LocalKernelHost
 from gateway.kernels.observers import Observers
 from gateway.kernels.running import wire
 from gateway.kernels.specs import SpecCatalogue
+from gateway.mcp.mount import Mount
+from gateway.mcp.server import ToolServer
 from gateway.models import AuditAction, AuditEvent, Channel
-from gateway.ports import Audit, Authenticator, ExecutionGate, ExecutionObserver
+from gateway.ports import Audit, Authenticator, Clock, ExecutionGate, ExecutionObserver, Store
+from gateway.ports.tracing import Tracer
 from gateway.sandbox.daemon import settings_hash
 from gateway.sandbox.link import WardenLink
 from gateway.sandbox.profile import load_profiles, profile_dirs
 from gateway.sandbox.wire import WardenFacts
-from gateway.services.archives import ArchiveService
-from gateway.services.artifacts import ArtifactService
 from gateway.services.culler import Culler
-from gateway.services.executions import ExecutionService
-from gateway.services.files import FileService
-from gateway.services.kernels import KernelService
 from gateway.services.meter import Meter
 from gateway.services.quotas import Quotas
-from gateway.services.sessions import SessionService
-from gateway.services.workspaces import WorkspaceService
+from gateway.services.readiness import Readiness
+from gateway.services.sandbox_cases import SandboxCases
+from gateway.services.use_cases import UseCases
 from gateway.settings import Settings
 from gateway.store import SqlStore
-from gateway.telemetry import ExecutionLog, Metrics
+from gateway.telemetry import (
+    AuditWatch,
+    ExecutionLog,
+    ExecutionNotices,
+    ExecutionSpans,
+    Metrics,
+    tracing,
+)
+from gateway.toolbox.toolbox import Toolbox
+from gateway.webhooks import notifying
 
 log = structlog.get_logger()
 
@@ -67,7 +76,7 @@ async def listen(
         return certificates.context() if certificates else None
 
     listener = Listener(listening, manager, settings.server, certificate)
-    stack.push_async_callback(cancel, asyncio.create_task(listener.run()))
+    beside(stack, listener.run())
 
 
 async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> None:
@@ -84,47 +93,81 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
         store = await SqlStore.open(settings.store_path)
         stack.push_async_callback(store.close)
         pepper = await asyncio.to_thread(load_pepper, settings.pepper_path)
-        audit_key = await asyncio.to_thread(load_pepper, settings.audit_key_path)
-        audit = AuditTrail(
-            Journal(settings.audit_dir, audit_key, settings.audit), store, clock, settings.audit
+        trail = await open_trail(settings, store, clock, metrics, stack)
+        ours = await asyncio.to_thread(version, "cellblock")
+        tracer = await stack.enter_async_context(tracing(settings.telemetry, ours))
+        notifier = await stack.enter_async_context(
+            notifying(settings, clock, metrics.webhook_deliveries, metrics.webhook_queue)
         )
-        await audit.start()
-        stack.push_async_callback(audit.close)
+        audit = AuditWatch(trail, metrics, notifier, clock)
         audit.record(AuditEvent(action=AuditAction.GATEWAY_START, door="gateway", extra={"keep": keep}))
-        stop_note = AuditEvent(action=AuditAction.GATEWAY_STOP, door="gateway", extra={"keep": keep})
-        stack.callback(audit.record, stop_note)
+        stack.callback(
+            audit.record,
+            AuditEvent(action=AuditAction.GATEWAY_STOP, door="gateway", extra={"keep": keep}),
+        )
         quotas = Quotas(settings, store, clock)
         await quotas.load()
         stack.push_async_callback(quotas.save)
-        observer = Observers(ExecutionLog(metrics), audit)
         host = await asyncio.to_thread(
-            make_host, settings, clock, metrics, gate=quotas, audit=audit, observer=observer, keep=keep
+            make_host,
+            settings,
+            clock,
+            metrics,
+            gate=quotas,
+            audit=audit,
+            observer=Observers(
+                ExecutionLog(metrics), trail, ExecutionNotices(notifier, clock), ExecutionSpans(tracer)
+            ),
+            tracer=tracer,
+            keep=keep,
         )
         stack.push_async_callback(host.close, keep=keep)
         for kernel_id in await host.adopt(await store.kernels()):
             await store.delete_kernel(kernel_id)
-        kernels = KernelService(host, store, clock, settings, quotas, audit=audit)
-        culler = asyncio.create_task(Culler(host, kernels, clock, settings, audit).run())
-        stack.push_async_callback(cancel, culler)
-        meter = asyncio.create_task(Meter(host, kernels, quotas, clock).run())
-        stack.push_async_callback(cancel, meter)
-        files = FileService(kernels, settings, audit)
-        application = http_app.build(
+        use_cases = UseCases.over(
+            host,
+            store,
+            clock=clock,
             settings=settings,
-            kernels=kernels,
-            executions=ExecutionService(kernels, clock, settings, audit),
-            sessions=SessionService(kernels, store, clock, audit),
-            files=files,
-            archives=ArchiveService(files, settings),
-            artifacts=ArtifactService(files),
-            workspaces=WorkspaceService(host, settings, quotas, audit),
             quotas=quotas,
             audit=audit,
-            authenticator=await credentials(settings, KeyRing(store, pepper, clock), clock, stack),
+            notifier=notifier,
+        )
+        kernels = use_cases.kernels
+        beside(stack, Culler(host, kernels, clock, settings, audit).run())
+        beside(stack, Meter(host, kernels, quotas, clock, audit).run())
+        readiness = Readiness(host, store, audit, clock, settings, told=metrics.ready.set)
+        stack.push_async_callback(readiness.close)
+        await stack.enter_async_context(use_cases.jobs.working())
+        authenticator = await credentials(settings, KeyRing(store, pepper, clock), clock, stack)
+        e2b = SandboxCases.over(
+            use_cases,
+            host,
+            store,
+            clock=clock,
+            settings=settings,
+            audit=audit,
+            authenticator=authenticator,
+            tokens=DerivedTokens(pepper),
+        )
+        await e2b.sandboxes.load()
+        beside(stack, e2b.sandboxes.run())
+        stack.push_async_callback(e2b.commands.close)
+        toolbox = Toolbox(use_cases, settings=settings.mcp, audit=audit)
+        application = http_app.build(
+            use_cases,
+            settings=settings,
+            e2b=e2b,
+            toolbox=toolbox,
+            mcp=await stack.enter_async_context(mcp(toolbox, clock, settings, ours)),
+            audit=audit,
+            authenticator=authenticator,
             metrics=metrics,
+            tracer=tracer,
+            readiness=readiness,
             clock=clock,
             started=clock.now(),
-            version=await asyncio.to_thread(version, "cellblock"),
+            version=ours,
         )
         runner = web.AppRunner(
             application,
@@ -135,8 +178,7 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         if certificates is not None:
-            watcher = asyncio.create_task(certificates.watch())
-            stack.push_async_callback(cancel, watcher)
+            beside(stack, certificates.watch())
             on_signal(certificates.reload, signal.SIGHUP)
         await listen(runner, listener, settings, certificates, stack)
         stop = stop_event()
@@ -146,6 +188,25 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
         await stop.wait()
         log.info("draining", keep=keep)
         await http_app.drain(application)
+
+
+async def open_trail(
+    settings: Settings, store: Store, clock: Clock, metrics: Metrics, stack: contextlib.AsyncExitStack
+) -> AuditTrail:
+    """Begin to write the audit trail, until the stack unwinds; its queue shows in the metrics."""
+    key = await asyncio.to_thread(load_pepper, settings.audit_key_path)
+    trail = AuditTrail(Journal(settings.audit_dir, key, settings.audit), store, clock, settings.audit)
+    await trail.start()
+    stack.push_async_callback(trail.close)
+    metrics.audit_queue_records.set_function(lambda: trail.waiting)
+    metrics.audit_queue_bytes.set_function(lambda: trail.waiting_bytes)
+    return trail
+
+
+def mcp(toolbox: Toolbox, clock: SystemClock, settings: Settings, ours: str) -> Mount:
+    """Return the MCP server of a toolbox, which is to be entered."""
+    tools = ToolServer(toolbox, clock, version=ours, extended=settings.mcp.extended)
+    return Mount(tools, max_body_bytes=settings.server.max_body_bytes)
 
 
 def warn(warden: WardenFacts, settings: Settings) -> None:
@@ -176,6 +237,7 @@ def make_host(
     gate: ExecutionGate,
     audit: Audit,
     observer: ExecutionObserver,
+    tracer: Tracer,
     keep: bool,
 ) -> LocalKernelHost:
     """Build the host of this machine's kernels. Raises ConfigurationError."""
@@ -193,7 +255,7 @@ def make_host(
     )
     catalogue = SpecCatalogue(kernels)
     catalogue.specs()  # a wrong one shows in the log now, and not at somebody's first request
-    return LocalKernelHost(
+    host = LocalKernelHost(
         catalogue=catalogue,
         profiles=load_profiles(profile_dirs(settings.sandbox.profile_dirs)),
         wiring=wire(
@@ -203,6 +265,7 @@ def make_host(
             max_message_bytes=kernels.max_message_bytes,
             ready_timeout_s=kernels.ready_timeout_s,
             on_dropped=dropped,
+            processes=settings.processes,
         ),
         clock=clock,
         metrics=metrics,
@@ -210,7 +273,10 @@ def make_host(
         observer=observer,
         audit=audit,
         gate=gate,
+        tracer=tracer,
     )
+    metrics.follow(host)
+    return host
 
 
 def give_memory_back() -> None:
@@ -244,6 +310,11 @@ def address(listener: socket.socket, *, secure: bool) -> str:
     host, port = listener.getsockname()[:2]
     scheme = "https" if secure else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def beside(stack: contextlib.AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    """Do something in a task of its own until the stack unwinds."""
+    stack.push_async_callback(cancel, asyncio.create_task(work))
 
 
 async def cancel(task: asyncio.Task[None]) -> None:

@@ -152,6 +152,13 @@ class LimitReached(GatewayError):
         self.allowance = allowance
 
 
+class ToolFailed(GatewayError):
+    """A tool of the client's, called by code in a cell, has answered with an error."""
+
+    code = "tool_failed"
+    status = 502
+
+
 class KernelStartFailed(GatewayError):
     """The cell was confined and the kernel in it did not come up."""
 
@@ -192,6 +199,20 @@ class ShuttingDown(GatewayError):
 
     code = "shutting_down"
     status = 503
+
+
+class SandboxNotRunning(GatewayError):
+    """The sandbox that a request names has ended or is paused, never was, or is not the caller's."""
+
+    code = "sandbox_not_running"
+    status = 502
+
+
+class NotOffered(GatewayError):
+    """The request is one of a protocol's that this gateway does not offer."""
+
+    code = "not_offered"
+    status = 501
 
 
 class InsufficientStorage(GatewayError):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import (
@@ -19,6 +20,7 @@ from pydantic_settings import (
 
 from gateway.errors import ConfigurationError
 from gateway.models import PrincipalName, Scope
+from gateway.models.notices import NoticeKind
 
 Bound = Annotated[int, Field(ge=1)] | Literal["unlimited"]
 
@@ -87,6 +89,9 @@ class ServerSettings(Group):
         60.0, gt=0, description="Seconds for a request body; uploads: one more per 64 KiB."
     )
     keepalive_s: float = Field(75.0, gt=0, description="Seconds that an idle connection stays open.")
+    ready_cache_s: float = Field(
+        60.0, ge=1, description="Seconds for which a cell that came up answers `/readyz`."
+    )
     tls: TlsSettings = Field(default_factory=TlsSettings, description="The gateway's own TLS.")
 
 
@@ -167,6 +172,66 @@ class ExecutionsSettings(Group):
 
     max_timeout_s: float = Field(3600.0, gt=0, description="Longest execution that anyone may ask for.")
     max_output_bytes: int = Field(50 << 20, ge=1024, description="Most output kept for one REST execution.")
+    journal_bytes: int = Field(
+        4 << 20, ge=64 << 10, description="Events kept of one job; then the oldest are let go of."
+    )
+    max_jobs: int = Field(100, ge=1, description="Jobs of one principal that run or wait; more are 429.")
+    kept_jobs: int = Field(
+        1000, ge=1, description="Ended jobs kept of one principal; then the oldest are let go of."
+    )
+    kept_bytes: int = Field(256 << 20, ge=1 << 20, description="Bytes of them, compressed, likewise.")
+    kept_s: float = Field(3600.0, gt=0, description="Seconds that an ended job is kept.")
+    keepalive_s: float = Field(5.0, gt=0, description="Seconds of silence before a stream says so.")
+
+
+class ToolsSettings(Group):
+    """Bounds on calls of code in a cell to tools of the client's."""
+
+    max_calls: int = Field(1000, ge=1, description="Calls of one job.")
+    max_calls_per_minute: int = Field(300, ge=1, description="Calls of one job in any 60 seconds.")
+    max_waiting: int = Field(32, ge=1, description="Calls of one job that wait for an answer.")
+    argument_bytes: int = Field(256 << 10, ge=1024, description="Arguments of one call, as JSON.")
+    result_bytes: int = Field(1 << 20, ge=1024, description="Result of one call, as JSON.")
+    timeout_s: float = Field(300.0, gt=0, description="Seconds for an answer; then the code gets an error.")
+    max_depth: int = Field(
+        3, ge=1, description="Jobs that help to answer calls of jobs, one inside the other (`parent_call`)."
+    )
+
+
+class McpSettings(Group):
+    """What agents are offered as tools, over MCP and at /api/tools."""
+
+    extended: bool = Field(False, description="Offer the extended tools over MCP too.")
+    session_ttl_s: float = Field(
+        1800.0, gt=0, description="Idle seconds after which a session ends, when its maker names none."
+    )
+    text_chars: int = Field(
+        20_000, ge=1000, le=1 << 20, description="Each text of a result is cut to so many characters."
+    )
+    image_bytes: int = Field(
+        512 << 10, ge=1024, description="Images of one result, as base64; those past it are left out."
+    )
+    file_bytes: int = Field(
+        1 << 20, ge=1024, le=64 << 20, description="Largest file that a call writes, or reads as a resource."
+    )
+    read_bytes: int = Field(
+        256 << 10, ge=1024, le=64 << 20, description="What one call of read_file reads; the rest by more."
+    )
+    progress_s: float = Field(
+        3.0, ge=0.1, le=5.0, description="Seconds between reports of progress, to clients that ask for them."
+    )
+
+
+class ProcessesSettings(Group):
+    """Bounds on commands and processes beside a kernel."""
+
+    output_bytes: int = Field(
+        1 << 20, ge=64 << 10, description="Kept of one process's output; what is older is let go of."
+    )
+    kept: int = Field(32, ge=1, le=64, description="Ended processes of one kernel that are remembered.")
+    max_running: int = Field(
+        16, ge=1, le=64, description="Processes that run beside one kernel at a time; more is 429."
+    )
 
 
 class FilesSettings(Group):
@@ -279,6 +344,22 @@ class AuditSettings(Group):
     )
 
 
+class E2bSettings(Group):
+    """Sandboxes for E2B's SDKs."""
+
+    templates: dict[str, str] = Field(
+        {"code-interpreter-v1": "python3", "base": "python3"},
+        description="The kernelspec of each template that a client may name.",
+    )
+    timeout_s: float = Field(
+        300.0, gt=0, description="Seconds that a sandbox lives when the request does not say."
+    )
+    max_timeout_s: float = Field(86_400.0, gt=0, description="Longest that a sandbox lives, paused or not.")
+    home_bytes: int = Field(
+        64 << 20, ge=16 << 20, description="What a sandbox's home may hold; it counts as a workspace."
+    )
+
+
 class LogSettings(Group):
     """What is logged, and how."""
 
@@ -288,6 +369,54 @@ class LogSettings(Group):
     format: Literal["auto", "json", "console"] = Field(
         "auto", description="JSON lines, or coloured text; auto is text on a terminal."
     )
+
+
+class TelemetrySettings(Group):
+    """Where traces go."""
+
+    otlp_endpoint: str | None = Field(
+        None, description="URL of an OpenTelemetry collector (OTLP over HTTP); turns traces on."
+    )
+    service_name: str = Field("cellblock", min_length=1, description="What this gateway is called in traces.")
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="Part of the requests that are traced, where the client does not say."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.otlp_endpoint is not None:
+            parts = urlsplit(self.otlp_endpoint)
+            if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+                raise ValueError("an endpoint is an http or https URL, without credentials")
+        return self
+
+
+class WebhookSettings(Group):
+    """One address that is told of what happens."""
+
+    url: str = Field(description="Where notices go: https, or http on loopback.")
+    secret_file: Path = Field(
+        description="Holds the secret that signs them: whsec_ and base64, not to be read by others."
+    )
+    events: tuple[NoticeKind, ...] = Field(
+        tuple(NoticeKind), min_length=1, description="What it is told of; everything when left out."
+    )
+    principals: tuple[PrincipalName, ...] | None = Field(
+        None, description="Whose notices it gets; everybody's when left out."
+    )
+    timeout_s: float = Field(5.0, gt=0, le=60, description="Seconds for one try.")
+    max_attempts: int = Field(6, ge=1, le=20, description="Tries of one notice.")
+    queue: int = Field(1000, ge=1, le=100_000, description="Notices that wait; the oldest give way.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        parts = urlsplit(self.url)
+        loopback = parts.hostname in {"127.0.0.1", "localhost", "::1"}
+        if parts.scheme != "https" and not (parts.scheme == "http" and loopback):
+            raise ValueError("a webhook is reached over https, or over http on loopback")
+        if not parts.hostname or parts.username is not None or parts.password is not None:
+            raise ValueError("a webhook's URL has a host and no credentials")
+        return self
 
 
 def default_state_dir() -> Path:
@@ -314,6 +443,13 @@ class Settings(BaseSettings):
     executions: ExecutionsSettings = Field(
         default_factory=ExecutionsSettings, description="Bounds on executions."
     )
+    tools: ToolsSettings = Field(
+        default_factory=ToolsSettings, description="Bounds on calls to tools of the client's."
+    )
+    mcp: McpSettings = Field(default_factory=McpSettings, description="What agents are offered as tools.")
+    processes: ProcessesSettings = Field(
+        default_factory=ProcessesSettings, description="Bounds on commands and processes beside a kernel."
+    )
     files: FilesSettings = Field(
         default_factory=FilesSettings, description="Bounds on files that are read and written."
     )
@@ -322,7 +458,10 @@ class Settings(BaseSettings):
         default_factory=QuotaSettings, description="How much each principal may use."
     )
     audit: AuditSettings = Field(default_factory=AuditSettings, description="What the audit trail keeps.")
+    e2b: E2bSettings = Field(default_factory=E2bSettings, description="Sandboxes for E2B's SDKs.")
     log: LogSettings = Field(default_factory=LogSettings, description="What is logged.")
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings, description="Where traces go.")
+    webhooks: tuple[WebhookSettings, ...] = Field((), description="Addresses that are told of what happens.")
 
     @property
     def store_path(self) -> Path:
@@ -404,5 +543,10 @@ def _key(name: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    # strings, numbers, booleans and arrays of strings are written alike in JSON and TOML
+    if isinstance(value, dict):
+        pairs = (f"{_key(name)} = {_toml(item)}" for name, item in value.items() if item is not None)
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    # strings, numbers and booleans are written alike in JSON and TOML
     return json.dumps(value, ensure_ascii=False)

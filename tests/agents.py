@@ -29,9 +29,16 @@ LONG_ERROR = "raise ValueError('y' * 300_000)"
 SLEEP = "import time; print('begun', flush=True); time.sleep(600)"
 
 
-async def run(program: str, gateway: Gateway, *codes: str, within_s: float = 90.0, **job: Any) -> Any:
+async def run(
+    program: str,
+    gateway: Gateway,
+    *codes: str,
+    within_s: float = 90.0,
+    scopes: str = "kernels,execute",
+    **job: Any,
+) -> Any:
     """Let a program execute codes on a gateway, one after the other, and return its answer."""
-    order = {"url": gateway.url, "token": gateway.key(scopes="kernels,execute"), "codes": codes, **job}
+    order = {"url": gateway.url, "token": gateway.key(scopes=scopes), "codes": codes, **job}
     with tempfile.TemporaryDirectory() as home:
         env = {"PATH": "/usr/bin:/bin", "HOME": home, "LANG": "C.UTF-8", "PYTHONNOUSERSITE": "1"}
         process = await asyncio.create_subprocess_exec(

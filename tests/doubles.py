@@ -1,13 +1,14 @@
 """Doubles of the ports, in memory: they keep the contracts, so that what is above is tested without cells.
 
 A `MemoryKernel` executes a language of its own: `wait` runs until it is interrupted, `print X` writes X to
-stdout, `raise X` raises X, and any other code has itself as its result.
+stdout, `raise X` raises X, `1+1` is 2, and any other code has itself as its result.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from gateway.errors import (
 )
 from gateway.models import (
     AuditEvent,
+    AuditHead,
     Channel,
     DeathReason,
     Execution,
@@ -43,10 +45,11 @@ from gateway.models import (
     UsageDay,
     timestamp,
 )
+from gateway.models.jobs import JobRecord, JobStatus
 from gateway.protocol.messages import content, make
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import date
 
     from gateway.models import WorkspaceChoice, WorkspaceFacts
@@ -129,6 +132,7 @@ class MemoryKernel:
     ) -> None:
         self.gate = gate
         self.cpu_s = 1.0
+        self.total = "2"
         self.id = kernel_id
         self.owner = owner
         self.spec_name = spec.name
@@ -142,6 +146,7 @@ class MemoryKernel:
         self.paused = False
         self.interrupts = 0
         self.restarts = 0
+        self.generation = 1
         self._profile = spec.profile
         self._clock = clock
         self._created = self._active = clock.monotonic()
@@ -265,6 +270,7 @@ class MemoryKernel:
     async def restart(self) -> None:
         """Answer what is in flight, and be as new."""
         self.restarts += 1
+        self.generation += 1
         self._answer_all(DeathReason.KILLED)
         self.state = ExecutionState.IDLE
         self._executions = 0
@@ -316,7 +322,8 @@ class MemoryKernel:
         if word == "print":
             self._publish(message, "stream", {"name": "stdout", "text": rest + "\n"})
         elif word != "raise":
-            result = {"execution_count": self._executions, "data": {"text/plain": code}, "metadata": {}}
+            text = self.total if code == "1+1" else code
+            result = {"execution_count": self._executions, "data": {"text/plain": text}, "metadata": {}}
             self._publish(message, "execute_result", result)
         self._finish(rest if word == "raise" else None)
 
@@ -405,7 +412,9 @@ class MemoryHost:
         self.stubborn: set[str] = set()
         self.failure: GatewayError | None = None
         self.hold: asyncio.Event | None = None
-        self.starts = 0
+        self.starts = self.trials = 0
+        self.total = "2"
+        self.trial_kernels: list[MemoryKernel] = []
         self._specs = {spec.name: spec for spec in specs}
         self._limits = limits or Limits()
 
@@ -444,6 +453,23 @@ class MemoryHost:
         self.kernels[kernel_id] = kernel
         return kernel
 
+    @asynccontextmanager
+    async def trial(self, spec: KernelSpec, limits: Limits) -> AsyncIterator[KernelHandle]:
+        """Give a kernel that is in no list, after a turn of the loop, or when `hold` is set."""
+        self.trials += 1
+        await asyncio.sleep(0)
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.failure is not None:
+            raise self.failure
+        kernel = MemoryKernel("trial", "", spec, limits, self.clock)
+        kernel.total = self.total
+        self.trial_kernels.append(kernel)
+        try:
+            yield kernel
+        finally:
+            await kernel.shutdown(DeathReason.SHUTDOWN)
+
     async def workspaces(self, owner: str) -> Sequence[WorkspaceFacts]:  # noqa: ARG002
         """Return none: what is in memory does not persist."""
         return []
@@ -476,10 +502,62 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.broken = False
+        self.looks = 0
         self._keys: dict[str, KeyRecord] = {}
         self._kernels: dict[str, KernelRecord] = {}
         self._sessions: dict[str, SessionRecord] = {}
         self._usage: dict[tuple[date, str], UsageDay] = {}
+        self._sandboxes: dict[str, SandboxRecord] = {}
+        self._jobs: dict[str, JobRecord] = {}
+
+    async def add_job(self, job: JobRecord) -> None:
+        """Keep a new job. Raises Conflict on a key that its owner has used."""
+        await self._turn()
+        if job.idempotency_key and await self.job_by_key(job.owner, job.idempotency_key):
+            raise Conflict("The idempotency key is in use.")
+        self._jobs[job.id] = job
+
+    async def put_job(self, job: JobRecord) -> None:
+        """Keep what became of a job that is there."""
+        await self._turn()
+        if job.id in self._jobs:
+            self._jobs[job.id] = job
+
+    async def job(self, job_id: str) -> JobRecord | None:
+        """Return a job by id."""
+        await self._turn()
+        return self._jobs.get(job_id)
+
+    async def job_by_key(self, owner: str, idempotency_key: str) -> JobRecord | None:
+        """Return the job that an owner asked for with a key."""
+        await self._turn()
+        wanted = owner, idempotency_key
+        return next((j for j in self._jobs.values() if (j.owner, j.idempotency_key) == wanted), None)
+
+    async def jobs(self, owner: str | None = None) -> list[JobRecord]:
+        """Return an owner's jobs, or everybody's, newest first."""
+        await self._turn()
+        return [job for job in reversed(self._jobs.values()) if owner in {None, job.owner}]
+
+    async def delete_job(self, job_id: str) -> None:
+        """Forget a job."""
+        await self._turn()
+        self._jobs.pop(job_id, None)
+
+    async def lose_jobs(self, at: datetime) -> int:
+        """Mark what was on its way as lost."""
+        await self._turn()
+        lost = [job for job in self._jobs.values() if not job.status.ended]
+        for job in lost:
+            self._jobs[job.id] = job.model_copy(update={"status": JobStatus.LOST, "ended_at": at})
+        return len(lost)
+
+    async def trim_jobs(self, now: datetime, owner: str | None = None, *, most: int, most_bytes: int) -> None:
+        """Forget jobs that have expired, and an owner's oldest past a number; sizes are not looked at."""
+        await self._turn()
+        ended = [job for job in await self.jobs(owner) if job.status.ended]
+        for job in [job for job in ended if job.expires_at <= now] + (ended[most:] if owner else []):
+            self._jobs.pop(job.id, None)
 
     async def add_key(self, key: KeyRecord) -> None:
         """Keep a new API key."""
@@ -542,6 +620,27 @@ class MemoryStore:
         """Forget a session."""
         await self._turn()
         self._sessions.pop(session_id, None)
+
+    async def put_sandbox(self, sandbox: SandboxRecord) -> None:
+        """Keep or replace a sandbox's record."""
+        await self._turn()
+        self._sandboxes[sandbox.id] = sandbox
+
+    async def sandboxes(self) -> list[SandboxRecord]:
+        """Return all sandboxes, oldest first."""
+        await self._turn()
+        return list(self._sandboxes.values())
+
+    async def delete_sandbox(self, sandbox_id: str) -> None:
+        """Forget a sandbox."""
+        await self._turn()
+        self._sandboxes.pop(sandbox_id, None)
+
+    async def audit_head(self) -> AuditHead:
+        """Return the head of a trail of which no copy is kept."""
+        self.looks += 1
+        await self._turn()
+        return AuditHead()
 
     async def usage_on(self, day: date) -> list[UsageDay]:
         """Return what every principal used on a day."""

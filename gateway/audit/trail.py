@@ -116,6 +116,16 @@ class AuditTrail:
             )
         )
 
+    @property
+    def waiting(self) -> int:
+        """How many records wait for the disk."""
+        return self._taken - self._done
+
+    @property
+    def waiting_bytes(self) -> int:
+        """How large they are, about."""
+        return self._waiting_bytes
+
     async def close(self) -> None:
         """Write and copy what is left, for some seconds at most; what the disk refuses goes to the log."""
         if self._unfold is not None:
@@ -258,7 +268,8 @@ def _signed(event: AuditEvent) -> AuditEvent:
     if origin is None:
         return event.model_copy(update={"door": "gateway"})
     # the credential's name, and not that of whom it acts for
-    return event.model_copy(update=origin.model_dump(exclude={"principal"}) | {"who": origin.principal})
+    theirs = origin.model_dump(exclude={"principal", "traceparent"})
+    return event.model_copy(update=theirs | {"who": origin.principal})
 
 
 def _size(event: AuditEvent) -> int:

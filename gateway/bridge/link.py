@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import aiohttp
 
+from gateway.client import Client
 from gateway.client.failures import GatewayUnreachable, why_closed
-from gateway.client.rest import Client
 from gateway.errors import Conflict, GatewayError, Gone, NotFound
 from gateway.models import ExecutionState
 from gateway.protocol.messages import MalformedMessage
@@ -134,13 +134,13 @@ class Link:
         """Interrupt what the kernel runs. Raises GatewayError."""
         if self._client is None:
             raise GatewayUnreachable("There is no kernel yet.")
-        await self._client.interrupt(self._kernel_id)
+        await self._client.kernels.interrupt(self._kernel_id)
 
     async def kernel(self) -> Kernel:
         """Return how the kernel is. Raises GatewayError."""
         if self._client is None:
             raise GatewayUnreachable("There is no kernel yet.")
-        return await self._client.kernel(self._kernel_id)
+        return await self._client.kernels.get(self._kernel_id)
 
     # -- getting the kernel -------------------------------------------------------------------------------
 
@@ -164,10 +164,10 @@ class Link:
     async def _create(self) -> None:
         client = await self._renewed()
         try:
-            await client.create_kernel(self._kernel_name, kernel_id=self._kernel_id)
+            await client.kernels.create(self._kernel_name, kernel_id=self._kernel_id)
         except Conflict:
             # an earlier attempt came to something, and its answer got lost
-            await client.kernel(self._kernel_id)
+            await client.kernels.get(self._kernel_id)
 
     async def _refused(self, error: GatewayError, listener: Listener) -> None:
         """Say why there is no kernel, and wait until one is wanted all the same."""
@@ -180,7 +180,7 @@ class Link:
         """Return a new client with the credential as it is now."""
         key = await asyncio.to_thread(self._credential)
         await self._stack.aclose()
-        self._client = await self._stack.enter_async_context(Client(self._url, key))
+        self._client = await self._stack.enter_async_context(Client(self._url, key, retries=0))
         return self._client
 
     # -- the way to it ------------------------------------------------------------------------------------
@@ -195,8 +195,8 @@ class Link:
             try:
                 async with asyncio.timeout(DIAL_S):
                     client = self._client if fresh and self._client else await self._renewed()
-                    kernel = None if fresh else await client.kernel(self._kernel_id)
-                    return await client.channels(self._kernel_id, self._session_id), kernel
+                    kernel = None if fresh else await client.kernels.get(self._kernel_id)
+                    return await client.kernels.channels(self._kernel_id, self._session_id), kernel
             except NotFound as error:
                 await self._fail(KernelGone(_gone(error)), listener)
                 return None

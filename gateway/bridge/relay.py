@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.bridge import answers
 from gateway.bridge.link import is_dead
 from gateway.bridge.routes import Asked, Routes
-from gateway.client.rest import MAX_FRAME_BYTES
+from gateway.client.transport import MAX_FRAME_BYTES
 from gateway.errors import GatewayError, LimitReached, PayloadTooLarge
 from gateway.protocol.messages import REQUESTS, MalformedMessage, content, make
 

@@ -48,11 +48,11 @@ class Sweeper:
 
 async def delete_kernel(url: str, credential: Callable[[], str], kernel_id: str) -> None:
     """End a kernel, if it is there. Raises GatewayError."""
-    from gateway.client.rest import Client  # noqa: PLC0415 - most sweepers never need it
+    from gateway.client import Client  # noqa: PLC0415 - most sweepers never need it
 
     try:
-        async with Client(url, credential()) as client:
-            await client.delete(kernel_id)
+        async with Client(url, credential(), retries=0) as client:
+            await client.kernels.delete(kernel_id)
     except NotFound:
         pass
 

@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from gateway.cli import audit, bridge, doctor, kernels, kernelspec, keys, run, serve
+from gateway.cli import (
+    audit,
+    bridge,
+    contexts,
+    doctor,
+    files,
+    jobs,
+    kernels,
+    kernelspec,
+    keys,
+    mcp,
+    run,
+    serve,
+)
 from gateway.errors import GatewayError
 
 app = typer.Typer(
@@ -20,8 +33,12 @@ app.command("serve")(serve.serve)
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
 app.command("bridge")(bridge.bridge)
+app.command("mcp")(mcp.mcp)
 app.add_typer(kernelspec.app, name="kernelspec")
 app.add_typer(kernels.app, name="kernels")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(contexts.app, name="contexts")
+app.add_typer(files.app, name="files")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 

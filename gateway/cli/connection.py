@@ -1,15 +1,24 @@
-"""Where the gateway is and with which key: the options that every client command shares."""
+"""Where the gateway is and with which key: what every client command shares."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.errors import ConfigurationError
+from gateway.errors import ConfigurationError, GatewayError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import TypeVar
+
+    from gateway.client import Client
+
+    T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:8888"
 KEY_VARIABLE = "CELLBLOCK_KEY"
@@ -30,6 +39,43 @@ KeyFileOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def use_client(
+    url: str, key_file: Path | None, use: Callable[[Client], Awaitable[T]], *, retries: int = 0
+) -> T:
+    """Open a client, do one thing with it, and return what that gave. Raises GatewayError."""
+    from gateway.client import Client  # noqa: PLC0415 - aiohttp would slow every --help
+
+    async def session() -> T:
+        async with Client(url, api_key(key_file), retries=retries) as client:
+            return await use(client)
+
+    return asyncio.run(session())
+
+
+def each(
+    url: str,
+    key_file: Path | None,
+    names: Sequence[str],
+    do: Callable[[Client, str], Awaitable[None]],
+    done: str,
+) -> None:
+    """Do one thing to each of several, whatever becomes of the others; exit code 2 where one failed."""
+
+    async def all_of_them(client: Client) -> bool:
+        failed = False
+        for name in names:
+            try:
+                await do(client, name)
+                typer.echo(f"{name} {done}")
+            except GatewayError as error:
+                failed = True
+                typer.echo(f"cellblock: {error.message}", err=True)
+        return failed
+
+    if use_client(url, key_file, all_of_them):
+        raise typer.Exit(2)
 
 
 def default_key_file() -> Path:

@@ -44,7 +44,7 @@ async def execute(job: Job, url: str, key: str, options: Options) -> int:
     cells = job.cells()
     with Interrupts() as interrupts, Screen(len(cells) if job.shows_progress else None) as screen:
         try:
-            async with Client(url, key) as client:
+            async with Client(url, key, retries=0) as client:
                 execution = Execution(client, screen, interrupts, job, options)
                 if options.kernel_id is not None:
                     return await execution.run(cells, options.kernel_id)
@@ -79,7 +79,7 @@ class Execution:
         Raises:
             GatewayError: the gateway failed, not the code.
         """
-        async with self._client.session(kernel_id) as connection:
+        async with self._client.kernels.session(kernel_id) as connection:
             self._interrupts.watch(connection)
             for cell in cells:
                 result = await self._cell(connection, cell)
@@ -119,7 +119,7 @@ async def own_kernel(
     client: Client, name: str | None, interrupts: Interrupts, screen: Screen, *, keep: bool
 ) -> AsyncIterator[str]:
     """Start a kernel, yield its id, and delete it whatever happens, unless it shall be kept."""
-    creation = asyncio.ensure_future(client.create_kernel(name))
+    creation = asyncio.ensure_future(client.kernels.create(name))
     try:
         kernel = await asyncio.shield(creation)
     except asyncio.CancelledError:
@@ -139,7 +139,7 @@ async def own_kernel(
 async def _delete(client: Client, kernel_id: str, screen: Screen) -> None:
     try:
         async with asyncio.timeout(DELETE_S):
-            await client.delete(kernel_id)
+            await client.kernels.delete(kernel_id)
     except (GatewayError, TimeoutError) as error:
         screen.say(f"cellblock: the kernel {kernel_id} may be left running: {str(error) or 'no answer'}")
 
@@ -154,7 +154,7 @@ async def choose_kernel(client: Client, name: str | None, language: str | None) 
     """
     if name is None:
         return None
-    specs = await client.kernelspecs()
+    specs = await client.kernelspecs.list()
     if name in specs.kernelspecs:
         return name
     default = specs.kernelspecs.get(specs.default)

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from gateway.cli.connection import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, api_key
+from gateway.cli.connection import DEFAULT_URL, JsonOption, KeyFileOption, UrlOption, each, use_client
 from gateway.cli.table import print_json, print_table
-from gateway.errors import GatewayError
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
-    from typing import TypeVar
-
-    from gateway.client import Client
-
-    T = TypeVar("T")
 
 app = typer.Typer(help="The kernels of a gateway.", no_args_is_help=True)
 
 KernelId = Annotated[str, typer.Argument(metavar="ID", help="The kernel's id.")]
 
 
-def call(url: str, key_file: Path | None, use: Callable[[Client], Awaitable[T]]) -> T:
-    """Open a client, do one thing with it, and return what that gave."""
-    from gateway.client import Client  # noqa: PLC0415 - aiohttp would slow every --help
-
-    async def session() -> T:
-        async with Client(url, api_key(key_file)) as client:
-            return await use(client)
-
-    return asyncio.run(session())
-
-
 @app.command("ls")
 def ls(url: UrlOption = DEFAULT_URL, key_file: KeyFileOption = None, as_json: JsonOption = False) -> None:
     """List the kernels that the key may see."""
-    kernels = call(url, key_file, lambda client: client.kernels())
+    kernels = use_client(url, key_file, lambda client: client.kernels.list())
     if as_json:
         print_json([kernel.model_dump(mode="json") for kernel in kernels])
         return
@@ -63,7 +41,7 @@ def ls(url: UrlOption = DEFAULT_URL, key_file: KeyFileOption = None, as_json: Js
 @app.command("interrupt")
 def interrupt(kernel_id: KernelId, url: UrlOption = DEFAULT_URL, key_file: KeyFileOption = None) -> None:
     """Interrupt what a kernel runs."""
-    call(url, key_file, lambda client: client.interrupt(kernel_id))
+    use_client(url, key_file, lambda client: client.kernels.interrupt(kernel_id))
     typer.echo(f"{kernel_id} interrupted")
 
 
@@ -75,7 +53,7 @@ def restart(
     as_json: JsonOption = False,
 ) -> None:
     """Restart a kernel under the same id; its variables are lost."""
-    kernel = call(url, key_file, lambda client: client.restart(kernel_id))
+    kernel = use_client(url, key_file, lambda client: client.kernels.restart(kernel_id))
     if as_json:
         print_json(kernel.model_dump(mode="json"))
     else:
@@ -89,17 +67,4 @@ def rm(
     key_file: KeyFileOption = None,
 ) -> None:
     """End kernels and everything that they started."""
-
-    async def remove(client: Client) -> GatewayError | None:
-        failure = None
-        for kernel_id in kernel_ids:
-            try:
-                await client.delete(kernel_id)
-                typer.echo(f"{kernel_id} removed")
-            except GatewayError as error:
-                failure = error
-                typer.echo(f"cellblock: {error.message}", err=True)
-        return failure
-
-    if call(url, key_file, remove) is not None:
-        raise typer.Exit(2)
+    each(url, key_file, kernel_ids, lambda client, kernel_id: client.kernels.delete(kernel_id), "removed")

@@ -19,7 +19,7 @@ from gateway.errors import BadRequest, UnknownKernelSpec
 
 if TYPE_CHECKING:
     from gateway.client import Client
-    from gateway.client.rest import SpecEntry
+    from gateway.client.views import SpecEntry
 
 app = typer.Typer(help="Kernels in cells, for any Jupyter installation.", no_args_is_help=True)
 
@@ -192,8 +192,8 @@ async def _look(url: str, key: str, kernel: str | None) -> tuple[SpecEntry, dict
     """Return what the gateway says of a kernelspec, and its logos. Raises GatewayError."""
     from gateway.client import Client  # noqa: PLC0415 - aiohttp would slow every --help
 
-    async with Client(url, key) as client:
-        specs = await client.kernelspecs()
+    async with Client(url, key, retries=0) as client:
+        specs = await client.kernelspecs.list()
         wanted = kernel or specs.default
         entry = specs.kernelspecs.get(wanted)
         if entry is None:
@@ -206,7 +206,8 @@ async def _logos(client: Client, entry: SpecEntry) -> dict[str, bytes]:
     from gateway.bridge.kernelspec import LOGO  # noqa: PLC0415 - jupyter_client would slow every --help
 
     names = {path.rpartition("/")[2] for path in entry.resources.values()}
-    return {name: await client.resource(entry.name, name) for name in sorted(names) if LOGO.fullmatch(name)}
+    logos = [name for name in sorted(names) if LOGO.fullmatch(name)]
+    return {name: await client.kernelspecs.resource(entry.name, name) for name in logos}
 
 
 def _marked(display_name: str) -> str:

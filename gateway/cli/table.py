@@ -19,6 +19,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         typer.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
 
 
+def plain(text: str) -> str:
+    """Return a text of somebody else's as one line that a terminal only shows."""
+    return "".join(mark if mark.isprintable() else repr(mark)[1:-1] for mark in text)
+
+
 def print_json(value: Any) -> None:
     """Print a JSON value, indented; moments and enums become strings."""
     typer.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))

@@ -32,9 +32,11 @@ class KernelConnection:
         self,
         connect: Callable[[str], Awaitable[aiohttp.ClientWebSocketResponse]],
         interrupt: Callable[[], Awaitable[None]],
+        record: Callable[[str, ExecutionResult], None],
     ) -> None:
         self._connect = connect
         self._interrupt = interrupt
+        self._record = record
         self._session_id = uuid.uuid4().hex
         self._one_at_a_time = asyncio.Lock()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
@@ -85,7 +87,9 @@ class KernelConnection:
                     async with asyncio.timeout(INTERRUPT_GRACE_S):
                         await _follow(socket, request, collector, on_message)
                 collector.mark_timeout()
-            return collector.result(time.monotonic())
+            result = collector.result(time.monotonic())
+            self._record(code, result)
+            return result
 
     async def messages(self) -> AsyncIterator[Message]:
         """Yield whatever the kernel says, as it comes, until the gateway closes the socket.

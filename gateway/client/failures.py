@@ -21,6 +21,13 @@ class GatewayUnreachable(GatewayError):
     status = 503
 
 
+class NoAnswer(GatewayUnreachable):
+    """The gateway was reached, perhaps, and its answer did not come in time."""
+
+    code = "no_answer"
+    status = 504
+
+
 class ConnectionLost(GatewayError):
     """The gateway closed the socket before the execution's end; `result` is what had come until then."""
 
@@ -72,11 +79,13 @@ def _named(status: int, reason: str | None, answer: bytes) -> GatewayError:
     if not isinstance(body, dict) or not isinstance(body.get("message"), str):
         return _general(f"The gateway answered {status} {reason or ''}".rstrip() + ".", "http_error", status)
     detail = body["reason"] if isinstance(body.get("reason"), str) else None
-    code = str(body.get("code"))
+    return error_named(str(body.get("code")), body["message"], detail, status)
+
+
+def error_named(code: str, message: str, reason: str | None, status: int = 500) -> GatewayError:
+    """Return the error of a code, or a general one for a code that only a newer gateway knows."""
     kind = _by_code(GatewayError).get(code)
-    if kind is None:
-        return _general(body["message"], code, status, detail)
-    return kind(body["message"], reason=detail)
+    return _general(message, code, status, reason) if kind is None else kind(message, reason=reason)
 
 
 def _general(message: str, code: str, status: int, reason: str | None = None) -> GatewayError:

@@ -21,6 +21,7 @@ from gateway.clock import SystemClock
 from gateway.doctor.findings import Finding, fail, ok, warn
 from gateway.errors import GatewayError, SandboxUnavailable
 from gateway.models import AuditEvent, ExecuteRequest, ExecutionRecord, Principal, Scope
+from gateway.ports.tracing import NoTracer
 from gateway.privilege import prepare_state
 from gateway.sandbox import daemon
 from gateway.services.executions import ExecutionService
@@ -174,7 +175,14 @@ async def services(settings: Settings) -> AsyncIterator[tuple[KernelService, Exe
         stack.push_async_callback(store.close)
         quotas, unrecorded = Quotas(settings, store, clock), Unrecorded()
         host = make_host(
-            settings, clock, Metrics(), gate=quotas, audit=unrecorded, observer=unrecorded, keep=False
+            settings,
+            clock,
+            Metrics(),
+            gate=quotas,
+            audit=unrecorded,
+            observer=unrecorded,
+            tracer=NoTracer(),
+            keep=False,
         )
         stack.push_async_callback(host.close, keep=False)
         kernels = KernelService(host, store, clock, settings, quotas, audit=unrecorded)

@@ -46,6 +46,14 @@ class Access:
                 context(request).kernels.get(principal, request.match_info["kernel_id"], scope=self.scope)
             case "session_id":
                 pass  # SessionService looks: a look here would forget a session that its handler is to repair
+            case "execution_id":
+                require(principal, self.scope)  # JobService looks, in memory and in the store
+            case "sandbox_id":
+                require(principal, self.scope)
+                context(request).e2b.sandboxes.get(principal, request.match_info["sandbox_id"])
+            case "E2b-Sandbox-Id":
+                require(principal, self.scope)
+                context(request).e2b.sandboxes.running(principal, request.headers.get(self.parameter, ""))
             case _:
                 raise Forbidden("This route names nothing that could be owned.")
 

@@ -21,33 +21,29 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from datetime import datetime
 
+    from gateway.http.mcp import McpServer
     from gateway.ports import Audit, Authenticator, Clock
-    from gateway.services.archives import ArchiveService
-    from gateway.services.artifacts import ArtifactService
-    from gateway.services.executions import ExecutionService
-    from gateway.services.files import FileService
-    from gateway.services.kernels import KernelService
-    from gateway.services.quotas import Quotas
-    from gateway.services.sessions import SessionService
-    from gateway.services.workspaces import WorkspaceService
+    from gateway.ports.tracing import Tracer
+    from gateway.services.readiness import Readiness
+    from gateway.services.sandbox_cases import SandboxCases
+    from gateway.services.use_cases import UseCases
     from gateway.settings import Settings
     from gateway.telemetry import Metrics
+    from gateway.toolbox.toolbox import Toolbox
 
 
 def build(
+    use_cases: UseCases,
     *,
     settings: Settings,
-    kernels: KernelService,
-    executions: ExecutionService,
-    sessions: SessionService,
-    files: FileService,
-    archives: ArchiveService,
-    artifacts: ArtifactService,
-    workspaces: WorkspaceService,
-    quotas: Quotas,
+    e2b: SandboxCases,
+    toolbox: Toolbox,
+    mcp: McpServer,
     audit: Audit,
     authenticator: Authenticator,
     metrics: Metrics,
+    tracer: Tracer,
+    readiness: Readiness,
     clock: Clock,
     started: datetime,
     version: str,
@@ -57,18 +53,16 @@ def build(
         middlewares=[identify, answer_errors, guard], client_max_size=settings.server.max_body_bytes
     )
     app[CONTEXT] = Context(
+        **vars(use_cases),
         settings=settings,
-        kernels=kernels,
-        executions=executions,
-        sessions=sessions,
-        files=files,
-        archives=archives,
-        artifacts=artifacts,
-        workspaces=workspaces,
-        quotas=quotas,
+        e2b=e2b,
+        toolbox=toolbox,
+        mcp=mcp,
         audit=audit,
         authenticator=authenticator,
         metrics=metrics,
+        tracer=tracer,
+        readiness=readiness,
         clock=clock,
         started=started,
         version=version,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import orjson
@@ -15,12 +16,10 @@ from gateway.http.context import context
 M = TypeVar("M", bound=BaseModel)
 
 
-async def read_object(request: web.Request) -> dict[str, Any] | None:
-    """Return the body's JSON object, or None for an empty body or `null`; the Content-Type does not matter.
+async def read_body(request: web.Request) -> bytes:
+    """Return the body as it came; its size is bounded by the application.
 
-    Nesting is bounded by the parser (orjson refuses more than 1024 levels), size by the application.
-
-    Raises BadRequest when the body is no JSON object, PayloadTooLarge past `server.max_body_bytes`,
+    Raises BadRequest when it is compressed or broken off, PayloadTooLarge past `server.max_body_bytes`,
     RequestTimeout past `server.body_timeout_s`.
     """
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
@@ -28,7 +27,7 @@ async def read_object(request: web.Request) -> dict[str, Any] | None:
     timeout_s = context(request).settings.server.body_timeout_s
     try:
         async with asyncio.timeout(timeout_s):
-            raw = await request.read()
+            return await request.read()
     except TimeoutError as error:
         raise RequestTimeout(
             f"The body did not arrive within {timeout_s:g} s (server.body_timeout_s)."
@@ -39,6 +38,16 @@ async def read_object(request: web.Request) -> dict[str, Any] | None:
         ) from error
     except web.RequestPayloadError as error:
         raise BadRequest("The body does not arrive as its headers say.") from error
+
+
+async def read_object(request: web.Request) -> dict[str, Any] | None:
+    """Return the body's JSON object, or None for an empty body or `null`; the Content-Type does not matter.
+
+    Nesting is bounded by the parser (orjson refuses more than 1024 levels).
+
+    Raises BadRequest when the body is no JSON object, and what `read_body` does.
+    """
+    raw = await read_body(request)
     if not raw.strip():
         return None
     try:
@@ -55,9 +64,13 @@ async def read_model(request: web.Request, model: type[M]) -> M:
 
     Raises what read_object does, and BadRequest naming the first field that is missing, unknown or wrong.
     """
-    body = await read_object(request)
+    return parsed(model, await read_object(request) or {})
+
+
+def parsed(model: type[M], given: Mapping[str, Any]) -> M:
+    """Return what a client gave as a model. Raises BadRequest, which names the first field that is wrong."""
     try:
-        return model.model_validate({} if body is None else body)
+        return model.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -54,6 +54,8 @@ class Connection:
     ) -> None:
         self._clock = clock
         self._audit = audit
+        self._metrics = metrics
+        self._requests = metrics.door_requests.labels("websocket")
         self._witness = Witness(audit, clock, handle.id)
         self._socket = socket
         self._transport = transport
@@ -147,10 +149,12 @@ class Connection:
             self._drop("not_allowed", channel=message.channel, msg_type=message.msg_type)
             self._witness.dropped("not_allowed", message.msg_type)
             return
+        self._requests.inc()
         try:
             with self._witness.asked(message):
                 self._send(message)
         except GatewayError as error:
+            self._metrics.refused(error)
             for answer in refusal(message, error):
                 self._outbox.deliver(answer)
 

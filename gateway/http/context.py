@@ -6,11 +6,12 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from gateway.models import Origin, Principal
+from gateway.models import Door, Origin, Principal
+from gateway.services.use_cases import UseCases
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -18,36 +19,30 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from gateway.errors import Allowance
+    from gateway.http.mcp import McpServer
     from gateway.http.sockets import Sockets
     from gateway.ports import Audit, Authenticator, Clock
-    from gateway.services.archives import ArchiveService
-    from gateway.services.artifacts import ArtifactService
-    from gateway.services.executions import ExecutionService
-    from gateway.services.files import FileService
-    from gateway.services.kernels import KernelService
-    from gateway.services.quotas import Quotas
-    from gateway.services.sessions import SessionService
-    from gateway.services.workspaces import WorkspaceService
+    from gateway.ports.tracing import Tracer
+    from gateway.services.readiness import Readiness
+    from gateway.services.sandbox_cases import SandboxCases
     from gateway.settings import Settings
     from gateway.telemetry import Metrics
+    from gateway.toolbox.toolbox import Toolbox
 
 
 @dataclass(frozen=True)
-class Context:
-    """The collaborators of the HTTP door."""
+class Context(UseCases):
+    """The collaborators of the HTTP door, the use cases among them."""
 
     settings: Settings
-    kernels: KernelService
-    executions: ExecutionService
-    sessions: SessionService
-    files: FileService
-    archives: ArchiveService
-    artifacts: ArtifactService
-    workspaces: WorkspaceService
-    quotas: Quotas
+    e2b: SandboxCases
+    toolbox: Toolbox
+    mcp: McpServer
     audit: Audit
     authenticator: Authenticator
     metrics: Metrics
+    tracer: Tracer
+    readiness: Readiness
     clock: Clock
     started: datetime
     version: str
@@ -58,6 +53,8 @@ class Context:
 CONTEXT = web.AppKey("CONTEXT", Context)
 PRINCIPAL = web.RequestKey("PRINCIPAL", Principal)
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
+# W3C's name of the request's span; None where nothing is traced
+TRACEPARENT = web.RequestKey[str | None]("TRACEPARENT", str)
 
 
 def context(request: web.Request) -> Context:
@@ -80,7 +77,7 @@ def address(request: web.Request) -> str | None:
     return request.remote
 
 
-def origin(request: web.Request, door: Literal["rest", "websocket"]) -> Origin:
+def origin(request: web.Request, door: Door) -> Origin:
     """Return where a request came from, for the record of what it starts."""
     who = principal(request)
     return Origin(
@@ -89,6 +86,7 @@ def origin(request: web.Request, door: Literal["rest", "websocket"]) -> Origin:
         door=door,
         address=address(request),
         request_id=request[REQUEST_ID],
+        traceparent=request.get(TRACEPARENT),
     )
 
 

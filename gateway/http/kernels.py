@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiohttp import web
 
 from gateway.http.bodies import read_model
 from gateway.http.context import context, origin, principal, reply
 from gateway.http.views import KernelCreate, KernelList
 from gateway.models import ExecuteRequest
+
+if TYPE_CHECKING:
+    from gateway.http.context import Context
+    from gateway.models import Principal
+    from gateway.ports import KernelHandle
 
 
 async def list_kernels(request: web.Request) -> web.Response:
@@ -19,11 +26,18 @@ async def list_kernels(request: web.Request) -> web.Response:
 async def create_kernel(request: web.Request) -> web.Response:
     """Start a kernel."""
     wanted = await read_model(request, KernelCreate)
+    handle = await started(context(request), principal(request), wanted)
+    left = context(request).quotas.allowance(handle.owner, "starts_per_minute")
+    return reply(handle.model(), status=201, location=f"/api/kernels/{handle.id}", allowance=left)
+
+
+async def started(ctx: Context, who: Principal, wanted: KernelCreate) -> KernelHandle:
+    """Start a kernel as a client wants it. Raises what `KernelService.create` raises."""
     workspace = None
     if wanted.workspace is not None:
-        workspace = context(request).workspaces.choose(principal(request), wanted.workspace)
-    handle = await context(request).kernels.create(
-        principal(request),
+        workspace = ctx.workspaces.choose(who, wanted.workspace, shared=wanted.shared)
+    return await ctx.kernels.create(
+        who,
         name=wanted.name,
         env=wanted.env,
         secrets=wanted.secrets,
@@ -31,8 +45,6 @@ async def create_kernel(request: web.Request) -> web.Response:
         limits=wanted.limits,
         workspace=workspace,
     )
-    left = context(request).quotas.allowance(handle.owner, "starts_per_minute")
-    return reply(handle.model(), status=201, location=f"/api/kernels/{handle.id}", allowance=left)
 
 
 async def get_kernel(request: web.Request) -> web.Response:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from uuid import uuid4
 
@@ -14,12 +15,23 @@ from aiohttp import hdrs, web
 from gateway.auth import presented
 from gateway.errors import GatewayError, HeadersTooLarge, LimitReached, ShuttingDown, Unauthorized
 from gateway.http.access import Rule
-from gateway.http.context import CONTEXT, PRINCIPAL, REQUEST_ID, Context, address, origin, rate_headers
+from gateway.http.context import (
+    CONTEXT,
+    PRINCIPAL,
+    REQUEST_ID,
+    TRACEPARENT,
+    Context,
+    address,
+    origin,
+    rate_headers,
+)
+from gateway.http.mcp import challenge
 from gateway.http.origins import Origins
-from gateway.http.routes import CHANNELS, Route
+from gateway.http.route import Route
 from gateway.http.witness import REFUSALS, failing
-from gateway.models import AuditAction, AuditEvent
+from gateway.models import AuditAction, AuditEvent, Door
 from gateway.origin import acting
+from gateway.ports.tracing import Span
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -43,13 +55,16 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
     """Give the request an id, bind it into every log line, and write the access line: never the query."""
     given = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = given if GIVEN_ID.fullmatch(given) else uuid4().hex
-    clock = request.app[CONTEXT].clock
+    ctx, route = request.app[CONTEXT], request.app[ROUTE_OF].get(request.match_info.route)
+    clock, labels = ctx.clock, (route.path, route.method) if route else ("none", "none")
     began = clock.monotonic()
-    with structlog.contextvars.bound_contextvars(request_id=request[REQUEST_ID]):
+    ctx.metrics.door_requests.labels(route.door if route else "rest").inc()
+    with ctx.tracer.request(f"{labels[1]} {labels[0]}", request.headers) as span, bound(request, span):
         response = await handler(request)
-        route = request.app[ROUTE_OF].get(request.match_info.route)
-        labels = (route.path, route.method) if route else ("none", "none")
-        request.app[CONTEXT].metrics.requests.labels(*labels, str(response.status)).inc()
+        ctx.metrics.requests.labels(*labels, str(response.status)).inc()
+        span.note({"http.response.status_code": response.status})
+        if response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            span.fail(str(response.status))
         who = request.get(PRINCIPAL)
         log.info(
             "request",
@@ -62,6 +77,18 @@ async def identify(request: web.Request, handler: Handler) -> web.StreamResponse
         return response
 
 
+@contextmanager
+def bound(request: web.Request, span: Span) -> Iterator[None]:
+    """Put a request's names into its log lines and its span: from one of them the other is found."""
+    request[TRACEPARENT] = span.traceparent
+    names = {"request_id": request[REQUEST_ID]}
+    span.note({"cellblock.request_id": request[REQUEST_ID], "http.request.method": request.method})
+    if span.trace_id is not None:
+        names["trace_id"] = span.trace_id
+    with structlog.contextvars.bound_contextvars(**names):
+        yield
+
+
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn everything that is raised into the one JSON shape of errors."""
@@ -71,14 +98,17 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             log.warning("request_failed", code=error.code, message=error.message, reason=error.reason)
         _note(request, error)
-        return _failure(error)
+        request.app[CONTEXT].metrics.refused(error)
+        return _failure(request, error)
     except web.HTTPException as error:
+        request.app[CONTEXT].metrics.refusals.labels(_code(error)).inc()
         return _refusal(request, error)
     except Exception:  # the last resort of the whole door: said in the log, and nothing of it to the client
         log.exception("request_crashed")
         failure = GatewayError("The gateway failed in an unexpected way; its log says more.")
         _note(request, failure)
-        return _failure(failure)
+        request.app[CONTEXT].metrics.refused(failure)
+        return _failure(request, failure)
 
 
 @web.middleware
@@ -95,8 +125,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     if route.access.rule is Rule.PUBLIC:
         return await handler(request)
     await _authenticate(request, ctx, origins)
-    with acting(origin(request, "websocket" if route is CHANNELS else "rest")):
-        if ctx.sockets.draining and (route.changes or route is CHANNELS):
+    with acting(origin(request, route.door)):
+        if ctx.sockets.draining and (route.changes or route.upgrades):
             raise ShuttingDown("The gateway is shutting down.", retry_after_s=ctx.settings.server.drain_s)
         route.access.check(request, request[PRINCIPAL])
         response = await handler(request)
@@ -133,14 +163,25 @@ async def protect(request: web.Request, response: web.StreamResponse) -> None:
 
 async def _authenticate(request: web.Request, ctx: Context, origins: Origins) -> None:
     """Put the principal behind the presented credential into the request. Raises Unauthorized, Forbidden."""
+    route = request.app[ROUTE_OF][request.match_info.route]
+    if route.credential is not None:
+        origins.check_origin(request, by_cookie=False)
+        request[PRINCIPAL] = await route.credential(request)
+        return
     token = presented(request.headers, request.query, {})
     by_cookie = token is None
     if by_cookie:
         token = presented({}, {}, request.cookies)
-    origins.check_origin(request, by_cookie=by_cookie)
+    # MCP's own rule
+    origins.check_origin(request, by_cookie=by_cookie, always=_door(request) == "mcp")
     if not token:
         raise Unauthorized("A credential is needed: Authorization: Bearer <key>, ?token=<key>, or a cookie.")
     request[PRINCIPAL] = await ctx.authenticator.authenticate(token)
+
+
+def _door(request: web.Request) -> Door:
+    route = request.app[ROUTE_OF].get(request.match_info.route)
+    return route.door if route else "rest"
 
 
 def _note(request: web.Request, error: GatewayError) -> None:
@@ -158,7 +199,7 @@ def _note(request: web.Request, error: GatewayError) -> None:
             who=who and who.name,
             key_id=who and who.key_id,
             address=address(request),
-            door="websocket" if route is CHANNELS else "rest",
+            door=route.door if route else "rest",
             request_id=request[REQUEST_ID],
             kernel_id=request.match_info.get("kernel_id"),
             target=f"{request.method} {route.path if route else request.rel_url.raw_path}",
@@ -168,14 +209,19 @@ def _note(request: web.Request, error: GatewayError) -> None:
     ctx.audit.record(event)
 
 
-def _failure(error: GatewayError) -> web.Response:
-    response = web.json_response(error.body(), status=error.status)
+def _failure(request: web.Request, error: GatewayError) -> web.Response:
+    route = request.app[ROUTE_OF].get(request.match_info.route)
+    if route is not None and route.errors is not None:
+        response = route.errors(request, error)
+    else:
+        response = web.json_response(error.body(), status=error.status)
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, LimitReached) and error.allowance is not None:
         response.headers.update(rate_headers(error.allowance))
     if error.status == HTTPStatus.UNAUTHORIZED:
-        response.headers["WWW-Authenticate"] = "Bearer"
+        by_mcp = _door(request) == "mcp"
+        response.headers["WWW-Authenticate"] = challenge(request) if by_mcp else "Bearer"
     return response
 
 
@@ -184,9 +230,13 @@ def _refusal(request: web.Request, error: web.HTTPException) -> web.Response:
     body = {
         "message": f"{error.reason}: {request.method} {request.rel_url.raw_path}",
         "reason": None,
-        "code": CODES.get(error.status, "bad_request" if error.status < 500 else "internal_error"),
+        "code": _code(error),
     }
     response = web.json_response(body, status=error.status)
     if hdrs.ALLOW in error.headers:
         response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
     return response
+
+
+def _code(error: web.HTTPException) -> str:
+    return CODES.get(error.status, "bad_request" if error.status < 500 else "internal_error")

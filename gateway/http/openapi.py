@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pydantic import BaseModel
 
-    from gateway.http.routes import Route
+    from gateway.http.route import Route
 
 Schema = dict[str, Any]
 SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"token": []}, {"cookie": []}]
@@ -23,7 +23,8 @@ SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"token": []}, {"cookie"
 
 def document(routes: Iterable[Route], *, version: str, cookie: str) -> Schema:
     """Return the description of these routes; `cookie` is the name of the cookie that carries a key."""
-    table = list(routes)
+    # E2B's API is described by E2B, and its errors have another shape
+    table = [route for route in routes if route.errors is None]
     schemas, definitions = _schemas(table)
     paths: dict[str, Schema] = {}
     for route in table:
@@ -87,6 +88,9 @@ def _operation(route: Route, schemas: dict[type[BaseModel], Schema]) -> Schema:
             "default": {"$ref": "#/components/responses/Error"},
         },
     }
+    if route.streams is not None:
+        first = operation["responses"][str(next(iter(route.responses)))]
+        first["content"] |= {kind: {} for kind in route.streams.split(", ")}
     if route.body is not None:
         operation["requestBody"] = {"content": _json(schemas[route.body])}
     return operation

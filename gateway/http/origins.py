@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from gateway.settings import ServerSettings
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
-EXPOSED = "Location, Retry-After, X-Request-Id, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+EXPOSED = (
+    "Location, Retry-After, X-Request-Id, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset, "
+    "Mcp-Session-Id, WWW-Authenticate"
+)
+ALLOWED = (
+    "accept, content-type, authorization, x-xsrftoken, "
+    "mcp-protocol-version, mcp-session-id, mcp-method, mcp-name"
+)
 METHODS = "GET, HEAD, PUT, POST, PATCH, DELETE, OPTIONS"
 
 
@@ -37,13 +44,17 @@ class Origins:
         if self._hosts is not None and _hostname(request.headers.get(hdrs.HOST, "")) not in self._hosts:
             raise Forbidden("This gateway does not answer for that Host.", reason="host")
 
-    def check_origin(self, request: web.Request, *, by_cookie: bool) -> None:
+    def check_origin(self, request: web.Request, *, by_cookie: bool, always: bool = False) -> None:
         """Refuse a foreign page's WebSocket, and its request when a cookie is all that speaks for it.
+
+        With `always` all of its requests are refused.
 
         Raises Forbidden when the Origin is neither this host's nor an allowed one.
         """
         foreign = hdrs.ORIGIN in request.headers and not self.is_known(request)
-        if foreign and (by_cookie or request.headers.get(hdrs.UPGRADE, "").lower().strip() == "websocket"):
+        if foreign and (
+            always or by_cookie or request.headers.get(hdrs.UPGRADE, "").lower().strip() == "websocket"
+        ):
             raise Forbidden("Pages of that origin may not use this gateway.", reason="origin")
 
     def is_known(self, request: web.Request) -> bool:
@@ -65,7 +76,7 @@ class Origins:
         """Answer an OPTIONS request, which needs no credential; `headers` says who may read it."""
         return web.Response(
             headers={
-                "Access-Control-Allow-Headers": "accept, content-type, authorization, x-xsrftoken",
+                "Access-Control-Allow-Headers": ALLOWED,
                 "Access-Control-Allow-Methods": METHODS,
                 "Access-Control-Max-Age": "600",
             }

@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-from aiohttp import hdrs, web
-
 from gateway.http import (
     archives,
     channels,
@@ -20,13 +13,23 @@ from gateway.http import (
     sessions,
     workspaces,
 )
-from gateway.http.access import ADMIN, PRINCIPAL, PUBLIC, Access, owner
+from gateway.http.access import ADMIN, PRINCIPAL, PUBLIC, owner
+from gateway.http.blocks.door import BLOCK_ROUTES
+from gateway.http.contexts import CONTEXT_ROUTES
 from gateway.http.file_views import FileChange, FileList, FileView, UnpackedView
+from gateway.http.e2b.routes import E2B_ROUTES
+from gateway.http.jobs import JOB_ROUTES
+from gateway.http.mcp import MCP_ROUTES
+from gateway.http.processes import PROCESS_ROUTES
+from gateway.http.route import Route
+from gateway.http.rpc.door import RPC_ROUTES
+from gateway.http.tools import TOOL_ROUTES
 from gateway.http.views import (
     Health,
     KernelCreate,
     KernelList,
     Me,
+    Ready,
     SessionChange,
     SessionCreate,
     SessionList,
@@ -38,37 +41,6 @@ from gateway.http.views import (
 )
 from gateway.http.workspaces import WorkspaceList
 from gateway.models import ExecuteRequest, ExecutionResult, Kernel, Scope, Usage
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One route. `responses` maps a success status to a model, to a media type, or to None for no body."""
-
-    method: str
-    path: str
-    handler: Handler
-    access: Access
-    summary: str
-    responses: Mapping[int, type[BaseModel] | str | None]
-    tag: str
-    body: type[BaseModel] | None = None
-    query: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def changes(self) -> bool:
-        """Tell whether the method may change something."""
-        return self.method not in {hdrs.METH_GET, hdrs.METH_HEAD}
-
-    @property
-    def pattern(self) -> str:
-        """Return the path as the router takes it: a final `{path}` may hold slashes."""
-        return re.sub(r"\{path\}$", "{path:(?s:.+)}", self.path)
-
 
 CHANNELS = Route(
     "GET",
@@ -82,10 +54,20 @@ CHANNELS = Route(
         "session_id": "Names the client; a second socket of the same name replaces the first.",
         "replay": "With the value `current`: first the output of what runs now, from its start.",
     },
+    door="websocket",
 )
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/healthz", server.health, PUBLIC, "Tell that the process lives.", {200: Health}, "server"),
+    Route(
+        "GET",
+        "/readyz",
+        server.ready,
+        PUBLIC,
+        "Tell that a kernel can be had: one was, in a proved cell, not long ago.",
+        {200: Ready},
+        "server",
+    ),
     Route("GET", "/api", server.version, PUBLIC, "Show the gateway's version.", {200: Version}, "server"),
     Route(
         "GET",
@@ -409,4 +391,15 @@ ROUTES: tuple[Route, ...] = (
         {204: None},
         "sessions",
     ),
+    *JOB_ROUTES,
+    *CONTEXT_ROUTES,
+    *PROCESS_ROUTES,
+    *TOOL_ROUTES,
+    *MCP_ROUTES,
+    *RPC_ROUTES,
+    *E2B_ROUTES,
+    *BLOCK_ROUTES,
 )
+
+# Those whose errors and credentials have the gateway's own form: E2B's have that of its SDKs.
+PLAIN_ROUTES: tuple[Route, ...] = tuple(route for route in ROUTES if route.errors is None)

@@ -1,4 +1,4 @@
-"""The server itself: version, health, status, identity, metrics, and the API's own description."""
+"""The server itself: version, health, readiness, status, identity, metrics, and the API's own description."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, ShuttingDown
 from gateway.http.context import context, principal, reply
-from gateway.http.views import Health, Identity, Me, Status, Version
+from gateway.http.views import Health, Identity, Me, Ready, Status, Version
 from gateway.models import Principal, Scope, timestamp
 
 DOCS = Path(__file__).with_name("docs.html").read_bytes()
@@ -31,6 +31,14 @@ async def version(request: web.Request) -> web.Response:
 async def health(_request: web.Request) -> web.Response:
     """Answer, which says that the process lives."""
     return reply(Health())
+
+
+async def ready(request: web.Request) -> web.Response:
+    """Answer that kernels can be had, or with the error that stands against it."""
+    ctx = context(request)
+    if ctx.sockets.draining:
+        raise ShuttingDown("The gateway is shutting down.", retry_after_s=ctx.settings.server.drain_s)
+    return reply(Ready(checks=await ctx.readiness.check()))
 
 
 async def status(request: web.Request) -> web.Response:

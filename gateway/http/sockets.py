@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -15,7 +15,7 @@ from gateway.http.outbox import NORMAL, Close
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gateway.http.connection import Connection
+    from gateway.models import Principal
     from gateway.ports import Authenticator
     from gateway.telemetry import Metrics
 
@@ -26,6 +26,19 @@ Key = tuple[str, str, str]  # kernel id, principal's name, the client's session_
 log = structlog.get_logger(__name__)
 
 
+class OpenSocket(Protocol):
+    """A client's socket of any door."""
+
+    @property
+    def principal(self) -> Principal:
+        """Whose it is."""
+        ...
+
+    def close(self, close: Close, *, flush: bool = False) -> None:
+        """Close it, after what is queued or at once; a client that does not help is cut off then."""
+        ...
+
+
 class Sockets:
     """Knows every open socket."""
 
@@ -33,14 +46,14 @@ class Sockets:
         self._authenticator = authenticator
         self._gauge = metrics.sockets
         self._poll_s = poll_s
-        self._open: set[Connection] = set()
-        self._named: dict[Key, Connection] = {}
+        self._open: set[OpenSocket] = set()
+        self._named: dict[Key, OpenSocket] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
 
     @contextmanager
-    def opened(self, connection: Connection, key: Key | None) -> Iterator[None]:
+    def opened(self, connection: OpenSocket, key: Key | None) -> Iterator[None]:
         """Hold a connection while it is open; one of the same key before it is closed with 1000."""
         if key is not None:
             stale = self._named.get(key)

@@ -36,6 +36,7 @@ class KernelCreate(Lenient):
     workspace: str | None = Field(
         None, max_length=128, description="A home of the caller's that persists; made when it is new."
     )
+    shared: bool = Field(False, description="Share that home with other kernels that say the same.")
 
 
 class KernelChoice(Lenient):
@@ -171,6 +172,13 @@ class Health(Model):
     """That the process answers."""
 
     status: str = "ok"
+
+
+class Ready(Model):
+    """That kernels can be had, and what was checked."""
+
+    status: str = "ready"
+    checks: dict[str, str]
 
 
 class Status(Model):

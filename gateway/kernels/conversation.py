@@ -29,6 +29,7 @@ from gateway.models import (
     timestamp,
 )
 from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
+from gateway.telemetry import Metrics
 
 REMEMBERED_TIMEOUTS = 1000
 # how long the reply of an idle kernel is waited for
@@ -73,6 +74,7 @@ class Conversation:
         gate: ExecutionGate,
         audit: Audit,
         advice: Advice,
+        metrics: Metrics,
         transmit: Callable[[Message], None],
         on_overrun: Callable[[Pending], None],
     ) -> None:
@@ -86,6 +88,8 @@ class Conversation:
         self._gate = gate
         self._audit = audit
         self._advice = advice
+        self._asked_bytes = metrics.relayed("to_kernel")
+        self._said_bytes = metrics.relayed("from_kernel")
         self._transmit = transmit
         self._on_overrun = on_overrun
         self._requests = Requests(on_release=self._release, on_deadline=self._deadline, on_done=self._record)
@@ -187,6 +191,7 @@ class Conversation:
             LimitReached: too many wait, or a quota is used up.
             AuditUnavailable: an execution's record could not be kept.
         """
+        self._asked_bytes[origin.door if origin else "gateway"].inc(message.size)
         if message.channel == "stdin":
             if message.msg_type == "input_reply":
                 for asking in self._requests:
@@ -198,10 +203,12 @@ class Conversation:
         deadline_s = None
         if message.msg_type == "execute_request":
             self._audit.admit()
-            self._gate.admit(self._owner, self._kernel_id)
-            if self._advised_against(message, subscriber, origin):
-                self._gate.release(self._owner, self._kernel_id, 0)
-                return
+            # the gateway's own, which prepare a kernel for somebody's, have none: they are not counted
+            if origin is not None:
+                self._gate.admit(self._owner, self._kernel_id)
+                if self._advised_against(message, subscriber, origin):
+                    self._gate.release(self._owner, self._kernel_id, 0)
+                    return
             deadline_s = min(timeout_s or self._limits.timeout_s, self._limits.max_timeout_s)
             self.executions += 1
             self.touch()
@@ -285,6 +292,8 @@ class Conversation:
     def receive(self, message: Message) -> None:
         """Route one checked message of the kernel's; called by the channels' readers."""
         pending = self._requests.get(message.parent_id) if message.parent_id else None
+        whose = pending.origin if pending else None
+        self._said_bytes[whose.door if whose else "gateway"].inc(message.size)
         if pending and pending.executes:
             self.touch()
         if message.channel == "iopub":
@@ -374,6 +383,8 @@ class Conversation:
         if pending.overflow is None or pending.overflow.passes(message):
             self.broadcast(message)
         if state == "busy":
+            if pending.begun is None:
+                pending.begun = self._clock.monotonic()
             self._requests.begun(pending)
         elif state == "idle":
             self._requests.idle(pending)
@@ -385,6 +396,7 @@ class Conversation:
         if pending.overflow:
             cut, tail = pending.overflow.end()
             if cut:
+                pending.cut_bytes += cut
                 self.notice(f"{cut} bytes of output were cut here.", pending.message, cut=True)
             for message in tail:
                 self.broadcast(message)
@@ -418,9 +430,11 @@ class Conversation:
         self._replay.end(pending.message.msg_id)
         if pending is self._probe:
             self._maybe_missed = False
+        if pending.origin is None:
+            return
         if pending.message.msg_type == "execute_request":
             self._gate.release(self._owner, self._kernel_id, pending.output_bytes)
-        if not pending.executes or pending.origin is None:
+        if not pending.executes:
             return
         if pending.timed_out:
             pending.status, pending.reason = ExecutionStatus.TIMEOUT, DeathReason.TIMEOUT
@@ -439,5 +453,7 @@ class Conversation:
                 started_at=self._clock.now() - timedelta(seconds=duration_s),
                 duration_s=duration_s,
                 output_bytes=pending.output_bytes,
+                queue_s=None if pending.begun is None else pending.begun - pending.asked,
+                cut_bytes=pending.cut_bytes,
             )
         )

@@ -34,10 +34,14 @@ OnClosed = Callable[[str], None]
 
 
 class Pace:
-    """How much one kernel has brought lately, on all its channels: a leaky bucket."""
+    """How much one kernel has brought lately, on all its channels: a leaky bucket.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    What comes another way has a pace of its own, a `share` of this one.
+    """
+
+    def __init__(self, clock: Callable[[], float], *, share: float = 1.0) -> None:
         self._clock = clock
+        self._share = share
         self._level = 0.0
         self._at = clock()
 
@@ -48,9 +52,10 @@ class Pace:
     def spend(self, cost: int) -> float:
         """Take note of what came, and return for how many seconds nothing more is to be read."""
         now = self._clock()
-        self._level = max(0.0, self._level - (now - self._at) * BYTES_PER_S) + cost
+        rate = BYTES_PER_S * self._share
+        self._level = max(0.0, self._level - (now - self._at) * rate) + cost
         self._at = now
-        return max(0.0, self._level - BURST_BYTES) / BYTES_PER_S
+        return max(0.0, self._level - BURST_BYTES * self._share) / rate
 
 
 class Gate:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Literal
+from uuid import uuid4
 
 import structlog
 from pydantic import SecretStr
@@ -27,12 +29,26 @@ from gateway.models import (
 )
 from gateway.policy import CodePolicy
 from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver
+from gateway.ports.tracing import Tracer
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.wire import WardenFacts
 from gateway.settings import KernelsSettings
 from gateway.telemetry import Metrics
 
 log = structlog.get_logger()
+
+# the owner of the gateway's own kernels: no principal can be called so
+NOBODY = "~gateway"
+
+
+class Ungated:
+    """Counts nothing against anybody: a `ports.ExecutionGate` for the gateway's own kernels."""
+
+    def admit(self, owner: str, kernel_id: str) -> None:
+        """Let an execution begin."""
+
+    def release(self, owner: str, kernel_id: str, output_bytes: int) -> None:
+        """Take its end and do nothing."""
 
 
 class LocalKernelHost:
@@ -50,8 +66,10 @@ class LocalKernelHost:
         observer: ExecutionObserver,
         gate: ExecutionGate,
         audit: Audit,
+        tracer: Tracer,
     ) -> None:
         self._audit = audit
+        self._tracer = tracer
         self._catalogue = catalogue
         self._profiles = profiles
         self._wiring = wiring
@@ -109,16 +127,41 @@ class LocalKernelHost:
         )
         self._kernels[kernel_id] = kernel
         try:
-            await kernel.start()
-        except BaseException as error:
+            with self._starting(kernel_id, spec.name, "cold"):
+                await kernel.start()
+        except BaseException:
             self._kernels.pop(kernel_id, None)
-            outcome = error.code if isinstance(error, GatewayError) else "cancelled"
-            self._metrics.kernel_starts.labels(spec.name, outcome).inc()
-            log.warning("kernel did not start", kernel=kernel_id, outcome=outcome, error=str(error))
             raise
-        self._metrics.kernel_starts.labels(spec.name, "ok").inc()
         self._metrics.kernels.set(len(self._kernels))
         return kernel
+
+    @asynccontextmanager
+    async def trial(self, spec: KernelSpec, limits: Limits) -> AsyncIterator[LocalKernel]:
+        """Give a kernel of the gateway's own; see `ports.KernelHost.trial`."""
+        kernel_id, now = str(uuid4()), self._clock.now()
+        record = KernelRecord(id=kernel_id, owner=NOBODY, spec=spec.name, created_at=now, limits=limits)
+        kernel = self._make(record, spec, {}, gate=Ungated())
+        with self._starting(kernel_id, spec.name, "trial"):
+            await kernel.start()
+        try:
+            yield kernel
+        finally:
+            await kernel.shutdown(DeathReason.SHUTDOWN)
+
+    @contextmanager
+    def _starting(self, kernel_id: str, spec: str, how: Literal["cold", "trial"]) -> Iterator[None]:
+        """Count, log and trace how a start goes."""
+        facts = {"cellblock.kernel_id": kernel_id, "cellblock.kernelspec": spec, "cellblock.how": how}
+        with self._tracer.span("kernel.start", facts) as span:
+            try:
+                yield
+            except BaseException as error:
+                outcome = error.code if isinstance(error, GatewayError) else "cancelled"
+                self._metrics.kernel_starts.labels(spec, outcome, how).inc()
+                log.warning("kernel did not start", kernel=kernel_id, outcome=outcome, error=str(error))
+                span.fail(outcome)
+                raise
+            self._metrics.kernel_starts.labels(spec, "ok", how).inc()
 
     async def warden(self) -> WardenFacts:
         """Return what this machine's warden is. Raises SandboxUnavailable."""
@@ -194,7 +237,14 @@ class LocalKernelHost:
     def _note_adoption(self, cell: str, **facts: Any) -> None:
         self._audit.record(AuditEvent(action=AuditAction.KERNEL_ADOPT, door="gateway", target=cell, **facts))
 
-    def _make(self, record: KernelRecord, spec: KernelSpec, secrets: Mapping[str, SecretStr]) -> LocalKernel:
+    def _make(
+        self,
+        record: KernelRecord,
+        spec: KernelSpec,
+        secrets: Mapping[str, SecretStr],
+        *,
+        gate: ExecutionGate | None = None,
+    ) -> LocalKernel:
         profile = self._profiles.get(spec.profile)
         return LocalKernel(
             kernel_id=record.id,
@@ -212,7 +262,7 @@ class LocalKernelHost:
             max_pending=self._settings.max_pending,
             replay_bytes=self._settings.replay_bytes,
             observer=self._observer,
-            gate=self._gate,
+            gate=gate or self._gate,
             audit=self._audit,
             # a profile that is gone allows nothing to start, and forbids nothing to what runs
             policy=profile.policy if profile else CodePolicy(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -16,8 +16,10 @@ from gateway.kernels.advice import Advice
 from gateway.kernels.conversation import Conversation
 from gateway.kernels.files import CellFiles, owner_hash
 from gateway.kernels.lives import Lives
+from gateway.kernels.processes import CellProcesses
 from gateway.kernels.requests import Pending
 from gateway.kernels.running import Listener, RunningCell, Wiring
+from gateway.kernels.toolcalls import Desks
 from gateway.models import (
     AuditAction,
     AuditEvent,
@@ -35,7 +37,14 @@ from gateway.models import (
     timestamp,
 )
 from gateway.policy import CodePolicy
-from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Subscriber
+from gateway.ports import (
+    Audit,
+    Clock,
+    ExecutionGate,
+    ExecutionObserver,
+    Subscriber,
+    ToolDesk,
+)
 from gateway.protocol.messages import make
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder, WorkspaceOrder
 from gateway.telemetry import Metrics
@@ -87,6 +96,7 @@ class LocalKernel:
         self._created_at = created_at
         self._born = clock.monotonic()
         self._lives = Lives(clock)
+        self._generation = 0
         self._phase = ExecutionState.STARTING
         self._paused = False
         self._death: DeathReason | None = None
@@ -108,14 +118,17 @@ class LocalKernel:
             gate=gate,
             audit=audit,
             advice=Advice(policy, audit, kernel_id),
+            metrics=metrics,
             transmit=self._transmit,
             on_overrun=lambda pending: self._spawn(self._enforce(pending)),
         )
+        self._desks = Desks()
         self._listener = Listener(
             on_message=self._conversation.receive,
             on_too_large=self._conversation.cut,
             on_exit=self._exited,
             on_lost=self._broken,
+            desks=self._desks,
         )
 
     # -- what it is ---------------------------------------------------------------------------------------
@@ -144,6 +157,11 @@ class LocalKernel:
     def death(self) -> DeathReason | None:
         """Why the kernel died last."""
         return self._death
+
+    @property
+    def generation(self) -> int:
+        """Since which of its starts the kernel runs."""
+        return self._generation
 
     @property
     def connections(self) -> int:
@@ -200,7 +218,9 @@ class LocalKernel:
     async def adopt(self, facts: CellFacts, pidfd: int) -> None:
         """Take over a kernel that an earlier gateway left running. Raises KernelStartFailed."""
         self._born = self._clock.monotonic() - facts.age_s
-        running = RunningCell(self._wiring, facts, pidfd, self._listener)
+        running = RunningCell(
+            self._wiring, facts, pidfd, self._listener, limits=self._limits, clock=self._clock
+        )
         self._running = running
         self._conversation.inherit()
         try:
@@ -214,6 +234,8 @@ class LocalKernel:
         probe = make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session)
         self._conversation.probe(probe)
         self._conversation.open()
+        # what an earlier gateway has started waits with its output, and what it was asked for an answer
+        self._spawn(self._meet(running, briefly=True))
 
     async def interrupt(self) -> None:
         """Interrupt what runs. Raises KernelDead."""
@@ -286,6 +308,39 @@ class LocalKernel:
             raise KernelDead("The kernel is not running, and its home is gone.", reason=self._death)
         return CellFiles(self._wiring.link, self._running.facts.cell)
 
+    def processes(self) -> CellProcesses:
+        """Return the way to the processes of its cell. Raises KernelDead."""
+        return self._live().processes
+
+    @contextlib.contextmanager
+    def serve_tools(self, desk: ToolDesk) -> Iterator[None]:
+        """Have a desk answer what code in the cell asks of tools; see `ports.KernelHandle.serve_tools`."""
+        with self._desks.with_one(desk):
+            if self._running:
+                self._spawn(self._meet(self._running))
+            try:
+                yield
+            finally:
+                if self._running:
+                    self._running.processes.tools.withdraw(desk)
+
+    async def _meet(self, running: RunningCell, *, briefly: bool = False) -> None:
+        """Talk to a cell's attendant, so that calls of tools are heard; without one there are none.
+
+        Briefly: only as long as there is something to hear.
+        """
+        try:
+            await running.processes.open()
+        except GatewayError as error:
+            self._log.info("no attendant", cell=running.facts.cell, error=error.message)
+        else:
+            if briefly and not running.processes.busy and not self._desks:
+                running.processes.rest()
+
+    def touch(self) -> None:
+        """Note activity of its owner's: its idle time begins anew."""
+        self._conversation.touch()
+
     async def leave(self) -> None:
         """Let go of the kernel without ending it, so that the next gateway may adopt it."""
         self._closed = True
@@ -310,7 +365,7 @@ class LocalKernel:
             age_s=self.age_s(),
         )
         begun = self._clock.monotonic()
-        running = await RunningCell.launch(self._wiring, order, self._listener)
+        running = await RunningCell.launch(self._wiring, order, self._listener, self._clock)
         self._running = running
         try:
             self._check_open()
@@ -361,7 +416,10 @@ class LocalKernel:
 
     def _be_up(self, running: RunningCell) -> None:
         self._phase = ExecutionState.IDLE
+        self._generation += 1
         self._lives.begun()
+        if self._desks:
+            self._spawn(self._meet(running))
         if not running.alive:
             # it died while nobody was told
             self._exited(running)

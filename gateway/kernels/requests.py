@@ -17,7 +17,8 @@ _NO_REPLY = frozenset({"comm_open", "comm_msg", "comm_close"})
 class Pending:
     """A request on its way. `timeout_s` is set for executions; their clock starts when they begin to run.
 
-    `asked` is in monotonic seconds; `status`, `reason` and `output_bytes` become an execution's record.
+    `asked` and `begun` are in monotonic seconds; `status`, `reason`, `output_bytes` and `cut_bytes` become
+    an execution's record.
     `aside` says that it runs in a subshell (JEP 91), beside the others. `page` is whose it is, also when
     that one is away; `question` is the input_request that waits for an answer.
     """
@@ -32,6 +33,8 @@ class Pending:
     status: ExecutionStatus = ExecutionStatus.DEAD
     reason: DeathReason | None = None
     output_bytes: int = 0
+    cut_bytes: int = 0
+    begun: float | None = None
     working: bool = False
     replied: bool = False
     idle: bool = False

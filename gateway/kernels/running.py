@@ -15,10 +15,14 @@ import zmq
 from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
 from gateway.kernels.channels import KernelChannels, OnDropped, OnMessage, bound, make_context
 from gateway.kernels.gate import CHUNK_BYTES
-from gateway.models import CHANNELS, Channel, Message, Usage
+from gateway.kernels.processes import CellProcesses
+from gateway.kernels.toolcalls import Desks
+from gateway.models import CHANNELS, Channel, Limits, Message, Usage
+from gateway.ports import Clock
 from gateway.protocol.messages import make
 from gateway.sandbox.link import WardenLink
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
+from gateway.settings import ProcessesSettings
 
 POLL_S = 0.005
 # how long a kernel's end takes to be noticed at most
@@ -42,6 +46,7 @@ class Wiring:
     max_message_bytes: int
     ready_timeout_s: float
     on_dropped: OnDropped
+    processes: ProcessesSettings
 
 
 def wire(
@@ -52,11 +57,13 @@ def wire(
     max_message_bytes: int,
     ready_timeout_s: float,
     on_dropped: OnDropped,
+    processes: ProcessesSettings | None = None,
 ) -> Wiring:
     """Return the wiring for at most `kernels` kernels."""
     context = make_context(kernels * len(CHANNELS) + 64, max_message_bytes)
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    return Wiring(link, context, buffer, session, max_message_bytes, ready_timeout_s, on_dropped)
+    bounds = processes or ProcessesSettings()
+    return Wiring(link, context, buffer, session, max_message_bytes, ready_timeout_s, on_dropped, bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +74,26 @@ class Listener:
     on_too_large: Callable[[Channel], None]
     on_exit: Callable[[RunningCell], None]
     on_lost: Callable[[RunningCell, str], None]
+    desks: Desks
 
 
 class RunningCell:
-    """A launched cell whose kernel this gateway talks to; owns its channels and its pidfd."""
+    """A launched cell whose kernel this gateway talks to; owns its channels, processes and its pidfd."""
 
-    def __init__(self, wiring: Wiring, facts: CellFacts, pidfd: int, listener: Listener) -> None:
+    def __init__(
+        self,
+        wiring: Wiring,
+        facts: CellFacts,
+        pidfd: int,
+        listener: Listener,
+        *,
+        limits: Limits,
+        clock: Clock,
+    ) -> None:
         self.facts = facts
+        self.processes = CellProcesses(
+            wiring.link, facts.cell, limits, settings=wiring.processes, clock=clock, desks=listener.desks
+        )
         self._wiring = wiring
         self._pidfd = pidfd
         self._listener = listener
@@ -87,10 +107,12 @@ class RunningCell:
         self._loop.add_reader(pidfd, self._exit)
 
     @classmethod
-    async def launch(cls, wiring: Wiring, order: LaunchOrder, listener: Listener) -> RunningCell:
+    async def launch(
+        cls, wiring: Wiring, order: LaunchOrder, listener: Listener, clock: Clock
+    ) -> RunningCell:
         """Launch a cell. Raises SandboxUnavailable."""
         facts, pidfd = await wiring.link.launch(order)
-        return cls(wiring, facts, pidfd, listener)
+        return cls(wiring, facts, pidfd, listener, limits=order.limits, clock=clock)
 
     async def ready(self) -> None:
         """Connect, wait until the kernel answers on shell and iopub, and seal its sockets.
@@ -154,11 +176,17 @@ class RunningCell:
 
     async def pause(self) -> None:
         """Freeze every process of the cell."""
-        await self._wiring.link.pause(self.facts.cell)
+        self.processes.paused = True
+        try:
+            await self._wiring.link.pause(self.facts.cell)
+        except BaseException:
+            self.processes.paused = False
+            raise
 
     async def resume(self) -> None:
         """Let the processes go on."""
         await self._wiring.link.resume(self.facts.cell)
+        self.processes.paused = False
 
     async def usage(self) -> Usage:
         """Return what the cell uses."""
@@ -177,7 +205,8 @@ class RunningCell:
         return ending
 
     def close(self) -> None:
-        """Let go of channels and pidfd, whatever the cell does. Closing twice is harmless."""
+        """Let go of channels, processes and pidfd, whatever the cell does. Closing twice is harmless."""
+        self.processes.close()
         if self._loss:
             self._loss.cancel()
         if self._channels:

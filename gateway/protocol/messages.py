@@ -145,12 +145,13 @@ def make(
     session: str,
     username: str = USERNAME,
     metadata: Mapping[str, Any] | None = None,
+    msg_id: str | None = None,
 ) -> Message:
     """Author a message of the gateway's own, in reply to `parent` if there is one.
 
     Raises MalformedMessage: the content or metadata cannot be JSON (a lone surrogate in a text, for one).
     """
-    header = {"msg_id": uuid4().hex, "msg_type": msg_type, "username": username, "session": session}
+    header = {"msg_id": msg_id or uuid4().hex, "msg_type": msg_type, "username": username, "session": session}
     header |= {"date": timestamp(datetime.now(UTC)), "version": VERSION}
     return Message(
         channel=channel,

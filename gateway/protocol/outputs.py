@@ -124,7 +124,7 @@ class Collector:
                 if not self._clear_before_next:
                     self._transcript.clear()
             elif kind == "update_display_data":
-                self._transcript.update(_bundle(fields, message))
+                self._transcript.update(bundle_of(fields, message))
             elif kind in _OUTPUTS:
                 self._append(kind, fields, message)
         except MalformedMessage:
@@ -145,10 +145,10 @@ class Collector:
             self._transcript.error({"output_type": "error", **self._error.model_dump()}, size)
         else:
             shown: dict[str, Any] = {"output_type": kind}
-            bundle = _bundle(fields, message)
+            bundle = bundle_of(fields, message)
             if kind == "execute_result":
                 self._count(fields)
-                shown["execution_count"] = _count_of(fields)
+                shown["execution_count"] = count_of(fields)
             self._clear_if_due()
             self._transcript.display(bundle, shown)
 
@@ -158,7 +158,7 @@ class Collector:
             self._transcript.clear()
 
     def _count(self, fields: dict[str, Any]) -> None:
-        count = _count_of(fields)
+        count = count_of(fields)
         if count is not None:
             self._execution_count = count
 
@@ -187,12 +187,14 @@ def _reason(message: Message) -> DeathReason | None:
         return None
 
 
-def _count_of(fields: dict[str, Any]) -> int | None:
+def count_of(fields: dict[str, Any]) -> int | None:
+    """Return the execution count that a message tells, if it is one."""
     count = fields.get("execution_count")
     return count if type(count) is int and count >= 0 else None
 
 
-def _bundle(fields: dict[str, Any], message: Message) -> Bundle:
+def bundle_of(fields: dict[str, Any], message: Message) -> Bundle:
+    """Return what a display shows, checked. Raises MalformedMessage."""
     data, metadata, transient = fields.get("data"), fields.get("metadata", {}), fields.get("transient")
     if not isinstance(data, dict) or not isinstance(metadata, dict):
         raise MalformedMessage("The display's data or metadata is not a JSON object.")

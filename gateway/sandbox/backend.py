@@ -14,6 +14,10 @@ from gateway.models import Limits
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import CellUser
 
+# What hosted code interpreters call the home, and their users' code with them: a link to it in every cell
+# where one can be made.
+ALIAS = Path("/home/user")
+
 
 @dataclass(frozen=True, slots=True)
 class CellPaths:

@@ -2,8 +2,8 @@
 
 Stdlib only: it runs in the kernel's own Python, inside the cell, before any byte of a user's code. Its
 standard input is a socket of the warden's. It says hello there (namespaces, Landlock ABI, what the filters
-answer), waits for the order (argv, limits, paths), and swaps the socket for /dev/null. Exit code 97: it
-could not seal itself.
+answer), waits for the order (argv, limits, paths), and swaps the socket for /dev/null. Once sealed it leaves
+the attendant behind, which keeps the socket. Exit code 97: it could not seal itself.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import runpy
+import select
 import socket
 import struct
 import sys
@@ -31,10 +32,14 @@ RIGHTS_BY_ABI = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 NET_ABI, SCOPE_ABI = 4, 6
 NET_TCP, SCOPE_ALL = 0b11, 0b11
 FILE_ONLY = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-PR_SET_NO_NEW_PRIVS = 38
+PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 15, 38, 4
+# what code in the cell calls tools by, in the cell's own network namespace
+DOOR, WAITING = "\0cellblock", 64
 
 # characters of stdout or stderr that are sent in one message, and messages that wait for a slow reader
 STREAM_PIECE, IOPUB_WAITING = 256 << 10, 100
+# Table Schema, and how many rows of a DataFrame it shows
+FRAMES, FRAME_ROWS = "application/vnd.dataresource+json", 1000
 # Calls that do nothing where no filter stops them, as the kernel finds them wrong: a number that nobody has,
 # and a clone whose two flags exclude each other (numbers: x86-64, and those that newer architectures share)
 NO_CALL = 9999
@@ -150,6 +155,7 @@ def adapt_ipykernel() -> None:
         return context, socket_out
 
     plain_write, plain_bind = OutStream.write, IPKernelApp._bind_socket
+    plain_init = IPKernelApp.init_kernel
 
     def write(self: Any, string: str) -> int | None:
         """Send a flood of output as it comes, in messages of a size that clients take."""
@@ -171,8 +177,40 @@ def adapt_ipykernel() -> None:
             s.setsockopt(zmq.SNDHWM, IOPUB_WAITING)
         return int(plain_bind(self, s, port))
 
+    def init_kernel(self: Any) -> None:
+        """Show DataFrames as JSON to who asks for it."""
+        plain_init(self)
+        offer_frames(self.kernel)
+
     IOPubThread._setup_pipe_in, IOPubThread._setup_pipe_out = pipe_in, pipe_out
     OutStream.write, IPKernelApp._bind_socket = write, bind
+    IPKernelApp.init_kernel = init_kernel
+
+
+def offer_frames(kernel: Any) -> None:
+    """Add Table Schema to what pandas' DataFrames are shown as, where an execution's metadata asks for it."""
+    from IPython.core.formatters import BaseFormatter
+
+    class FrameFormatter(BaseFormatter):
+        """A formatter that is asked by type alone."""
+
+        format_type, print_method, _return_type = FRAMES, "_repr_nothing_", dict
+
+    def frame(table: Any) -> dict[str, Any] | None:
+        """Return a DataFrame's first rows; None where that is not asked for, or pandas cannot."""
+        asked = kernel.get_parent().get("metadata", {}).get("cellblock")
+        if not isinstance(asked, dict) or not asked.get("dataframes"):
+            return None
+        try:
+            shown: dict[str, Any] = json.loads(table.head(FRAME_ROWS).to_json(orient="table"))
+        except Exception:  # noqa: BLE001 - whatever it is, the other forms are shown
+            return None
+        return shown
+
+    formatter: Any = FrameFormatter(parent=kernel.shell.display_formatter)
+    for module in ("pandas", "pandas.core.frame"):
+        formatter.for_type_by_name(module, "DataFrame", frame)
+    kernel.shell.display_formatter.formatters[FRAMES] = formatter
 
 
 def import_from_home() -> None:
@@ -182,6 +220,85 @@ def import_from_home() -> None:
     sys.path.insert(place, "")
 
 
+class Guest:
+    """Finds `cellblock`, the module that code in a kernel calls tools by: nothing of it runs before that."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> Any:
+        """Tell where a module is."""
+        if name != "cellblock":
+            return None
+        from importlib.machinery import ModuleSpec
+
+        return ModuleSpec(name, self, origin="the cell")  # type: ignore[arg-type]
+
+    def create_module(self, _spec: object) -> None:
+        """Leave it to Python."""
+
+    def exec_module(self, module: Any) -> None:
+        """Run the module's text in it."""
+        exec(compile(self._text, "<cellblock>", "exec"), module.__dict__)  # noqa: S102 - it is ours
+
+    def get_source(self, _name: str) -> str:
+        """Return the text, for tracebacks and readers."""
+        return self._text
+
+
+def attend(link: int, order: dict[str, Any]) -> None:
+    """Leave the attendant behind, a process that keeps the warden's socket.
+
+    It is no child of the kernel's: who waits for all children of a kernel would wait for ever. Where it
+    cannot be had the kernel does without.
+    """
+    held = [link]
+    with contextlib.suppress(OSError, AttributeError):
+        held.append(os.pidfd_open(os.getpid()))
+        if between := os.fork():
+            os.waitpid(between, 0)
+        else:
+            try:
+                # an own session, which it does not lead, so that no interrupt of the kernel's reaches it
+                os.setsid()
+                if not os.fork():
+                    await_work(link, held[1], order)
+            finally:
+                os._exit(0)
+    for descriptor in held:
+        os.close(descriptor)
+
+
+def await_work(link: int, kernel: int, order: dict[str, Any]) -> None:
+    """Wait for a first request or call, and be the attendant then; until then this is next to nothing."""
+    for stream in (1, 2):
+        os.dup2(0, stream)
+    rename(b"attendant", b"cellblock-attendant")
+    # its descriptors are no other process's, not even of the same user
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    door.bind(DOOR)
+    door.listen(WAITING)
+    found = select.poll()
+    for descriptor in (link, kernel, door.fileno()):
+        found.register(descriptor, select.POLLIN)
+    if kernel in dict(found.poll()):
+        return
+    program: dict[str, Any] = {"__name__": "attendant"}
+    exec(compile(order["attendant"], "<attendant>", "exec"), program)  # noqa: S102 - it is ours
+    program["attend"](socket.socket(fileno=link), door, kernel, python="module" in order)
+
+
+def rename(name: bytes, command: bytes) -> None:
+    """Have this process and its command line called something else than those that it was made from."""
+    libc.prctl(PR_SET_NAME, name, 0, 0, 0)
+    with open("/proc/self/stat", "rb") as facts:
+        start, end = map(int, facts.read().rpartition(b")")[2].split()[45:47])
+    if end - start > len(command):
+        ctypes.memset(start, 0, end - start)
+        ctypes.memmove(start, command, len(command))
+
+
 def become(order: dict[str, Any]) -> None:
     """Turn into the kernel: in this process for a Python module, by exec for anything else."""
     if "module" in order:
@@ -189,6 +306,8 @@ def become(order: dict[str, Any]) -> None:
         with contextlib.suppress(ImportError):
             adapt_ipykernel()
         import_from_home()
+        if "guest" in order:
+            sys.meta_path.append(Guest(order["guest"]))
         runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
     else:
         try:
@@ -205,6 +324,7 @@ def main() -> None:
         hello = {"landlock": abi, "namespaces": links, "filtered": filtered()}
         warden.send(json.dumps(hello).encode())
         order = json.loads(warden.recv(1 << 19))
+        link = os.dup(0)
         devnull = os.open(os.devnull, os.O_RDWR)
         os.dup2(devnull, 0)
         os.close(devnull)
@@ -222,6 +342,10 @@ def main() -> None:
     # what firejail added to its own is not the kernel's
     os.environ.clear()
     os.environ.update(order["environment"])
+    if "attendant" in order:
+        attend(link, order)
+    else:
+        os.close(link)
     become(order)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gateway.errors import BadRequest
 from gateway.models import Limits
+from gateway.sandbox import attendant
 from gateway.sandbox.cell import Cell
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import CellUser
@@ -30,9 +31,18 @@ _THREAD_COUNTS = (
 
 
 def boot_order(
-    order: LaunchOrder, profile: SandboxProfile, cell: Cell, environment: Path | None, boot: Path
+    order: LaunchOrder,
+    profile: SandboxProfile,
+    cell: Cell,
+    environment: Path | None,
+    boot: Path,
+    *,
+    programs: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the order for a cell's boot step, whose file is `boot`. Raises BadRequest."""
+    """Return the order for a cell's boot step, whose file is `boot`. Raises BadRequest.
+
+    `programs` are the texts of the attendant and of the guest's module, for a cell that has them.
+    """
     file = str(cell.ipc / "c.json")
     argv = [argument.replace("{connection_file}", file) for argument in order.argv]
     shown = [*([str(environment)] if environment else []), *profile.files.read_only]
@@ -53,7 +63,18 @@ def boot_order(
             "share": [share.path] if share and share.writable else [],
             "bind": ipc,
         },
+        **programs,
     }
+
+
+def programs() -> dict[str, str]:
+    """Return the texts that a cell with an attendant gets within its order."""
+    return {"attendant": attendant.text(), "guest": Path(__file__).with_name("guest.py").read_text()}
+
+
+def attended(order: LaunchOrder, profile: SandboxProfile) -> bool:
+    """Tell whether a cell has an attendant: nobody could ask that of a tied one for anything."""
+    return profile.attendant and not order.tied
 
 
 def interpreter(argv: tuple[str, ...], environment: Path | None) -> list[str]:

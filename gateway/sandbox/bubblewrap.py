@@ -12,7 +12,7 @@ from plumbum.machines.local import LocalCommand
 from gateway.errors import ConfigurationError
 from gateway.models import Limits
 from gateway.sandbox import seccomp
-from gateway.sandbox.backend import CellPaths, Invocation, check_there
+from gateway.sandbox.backend import ALIAS, CellPaths, Invocation, check_there
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.users import CellUser
 
@@ -190,8 +190,10 @@ def _shown(profile: SandboxProfile, paths: CellPaths, user: CellUser) -> list[st
         given = ["--bind" if paths.share_writable else "--ro-bind", str(paths.share), str(paths.share)]
     # all of /usr is there, read-only
     shown = sorted(share for share in shares if share.parts[1] != "usr")
+    named = ("--symlink", str(home), str(ALIAS)) if home.parent == ALIAS.parent and home != ALIAS else ()
     return [
         *("--bind", str(paths.home), str(home)),
+        *named,
         *given,
         *(word for path in shown for word in ("--ro-bind", str(path), str(path))),
         *("--bind", str(paths.ipc), str(paths.ipc)),

@@ -70,6 +70,7 @@ def settle(waiting: asyncio.Future[None]) -> None:
 class Cell:
     """A started cell. `kernel_fd` and `init_fd` are pidfds, set like `files` once the cell has been proved.
 
+    `attendant_fd` is this end of the attendant's socket, if it has one: nothing is ever read from it here.
     The cell dies when `leash` is closed, and so with this process. `born` is when its kernel's first cell was
     started, in monotonic seconds.
     """
@@ -90,6 +91,7 @@ class Cell:
     kernel_pid: int = 0
     kernel_fd: int = -1
     init_fd: int = -1
+    attendant_fd: int = -1
     sealed: bool = False
     tied: bool = False
     files: Home | None = None
@@ -220,7 +222,7 @@ class Cell:
             await asyncio.sleep(0.002)
 
     def _clean(self) -> None:
-        for descriptor in (self.kernel_fd, self.init_fd, self.leash):
+        for descriptor in (self.kernel_fd, self.init_fd, self.attendant_fd, self.leash):
             if descriptor >= 0:
                 os.close(descriptor)
         if self.files:

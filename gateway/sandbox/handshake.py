@@ -16,6 +16,8 @@ from gateway.models import Frozen
 from gateway.sandbox.cell import settle
 
 MAX_HELLO = 64 << 10
+# an order is one packet, as `boot.main` takes it: a launch's environment, and the attendant's program
+MAX_ORDER = 512 << 10
 
 
 class Hello(Frozen):
@@ -34,6 +36,7 @@ class Handshake:
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._ours.setblocking(False)
         self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_ORDER)
 
     async def hello(self) -> tuple[Hello, int]:
         """Return the boot step's hello and its pid as this side sees it (SCM_CREDENTIALS cannot be forged).
@@ -66,6 +69,11 @@ class Handshake:
         """Tell a cell that was proved what to become. Raises OSError when it is gone."""
         await asyncio.get_running_loop().sock_sendall(self._ours, json.dumps(order).encode())
 
+    def keep(self) -> int:
+        """Return the warden's end, which is the caller's to close now: the attendant has the other."""
+        self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+        return self._ours.detach()
+
     def close(self) -> None:
-        """Let go of the warden's end."""
+        """Let go of the warden's end, unless it is kept."""
         self._ours.close()

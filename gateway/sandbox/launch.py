@@ -18,8 +18,8 @@ from typing import Any
 
 from gateway.errors import BadRequest, Conflict, SandboxUnavailable
 from gateway.sandbox import confinement, shares, tmpfs
-from gateway.sandbox.backend import Backend, CellPaths
-from gateway.sandbox.bootorder import boot_order, interpreter
+from gateway.sandbox.backend import ALIAS, Backend, CellPaths
+from gateway.sandbox.bootorder import attended, boot_order, interpreter, programs
 from gateway.sandbox.cell import Cell, Tail
 from gateway.sandbox.cgroup import CgroupTree
 from gateway.sandbox.handshake import Handshake, Hello
@@ -69,13 +69,15 @@ class Launcher:
         self._privilege = privilege
         self._timeout_s = timeout_s
         self._boot = run_dir / "boot.py"
+        self._programs: Mapping[str, str] = {}
 
     def prepare(self) -> None:
-        """Lay out the boot step where every cell can read it."""
+        """Lay out the boot step where every cell can read it, and get ready what its order brings."""
         source = Path(__file__).with_name("boot.py")
         self._boot.unlink(missing_ok=True)
         self._boot.write_bytes(source.read_bytes())
         self._boot.chmod(0o444)
+        self._programs = programs()
 
     async def launch(self, order: LaunchOrder, profile: SandboxProfile) -> Cell:
         """Start a cell and return it once proved confined and ordered to become its kernel.
@@ -92,7 +94,11 @@ class Launcher:
             async with asyncio.timeout(self._timeout_s):
                 hello, pid = await handshake.hello()
                 self._prove(cell, pid, hello, order, self._backends[profile.backend].shm)
-                await handshake.order(boot_order(order, profile, cell, environment, self._boot))
+                texts = self._programs if attended(order, profile) else {}
+                orders = boot_order(order, profile, cell, environment, self._boot, programs=texts)
+                await handshake.order(orders)
+                if texts:
+                    cell.attendant_fd = handshake.keep()
         except TimeoutError:
             await cell.end()
             raise SandboxUnavailable(
@@ -296,6 +302,11 @@ class Launcher:
             tmpfs.bound(pid, "/tmp", size_bytes=limits.tmp_bytes, inodes=inodes)  # noqa: S108
             tmpfs.bound(pid, shm, size_bytes=limits.shm_bytes, inodes=inodes)
         cell.files = Home.of_cell(pid, cell.user) if self._privilege else Home.of_directory(cell.home)
+        if self._privilege:
+            # nothing of the user's has run in it yet, so the path is what it seems; where a backend has made
+            # it, or leaves no room for it, it stays as it is
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{pid}/root{ALIAS}").symlink_to(cell.user.home)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,14 @@ class WardenLink:
         """Let a frozen cell go on."""
         await self._ask_open(OnCell(op="resume", cell=cell))
 
+    async def attend(self, cell: str) -> int:
+        """Return this side's end of the socket to a cell's attendant, which is the caller's to close.
+
+        Raises NotFound; its reason is `no_attendant` where the cell has none.
+        """
+        _, descriptors = await self._ask_open(OnCell(op="attend", cell=cell))
+        return descriptors[0]
+
     async def usage(self, cell: str) -> Usage:
         """Return what a cell uses."""
         answer, _ = await self._ask_open(OnCell(op="usage", cell=cell))

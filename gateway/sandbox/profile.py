@@ -157,6 +157,7 @@ class SandboxProfile(Frozen):
     name: str
     description: str = Field(min_length=1, max_length=200)
     backend: Literal["firejail", "bubblewrap"] = Field("firejail", description="What makes the cell.")
+    attendant: bool = Field(True, description="Have commands and tools beside the kernel.")
     files: Files
     memory: Memory = Field(default_factory=Memory)
     exec: Exec = Field(default_factory=Exec)

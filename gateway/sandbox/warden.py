@@ -82,6 +82,7 @@ class Warden:
             "usage": self._usage,
             "end": self._end,
             "adopt": self._adopt,
+            "attend": self._attend,
         }
 
     async def run(self) -> None:
@@ -219,6 +220,12 @@ class Warden:
     async def _adopt(self, body: OnCell) -> Answer:
         cell = self._cell(body)
         return facts(cell), [cell.kernel_fd]
+
+    async def _attend(self, body: OnCell) -> Answer:
+        descriptor = self._cell(body).attendant_fd
+        if descriptor < 0:
+            raise NotFound("The cell has no attendant.", reason="no_attendant")
+        return {}, [descriptor]
 
     async def _seal(self, body: OnCell) -> Answer:
         self._cell(body).seal()

@@ -42,6 +42,7 @@ class WorkspaceOrder(Frozen):
     size_bytes: int = Field(ge=16 << 20, le=1 << 40)
     inodes: int = Field(ge=64, le=10_000_000)
     budget_bytes: int | None = Field(None, ge=0)
+    shared: bool = False
 
 
 class Place(Frozen):
@@ -120,9 +121,12 @@ class Launch(Frozen):
 
 
 class OnCell(Frozen):
-    """Do something to one cell: seal, freeze or end it, interrupt its kernel, or hand over facts of it."""
+    """Do something to one cell: seal, freeze or end it, interrupt its kernel, or hand over facts of it.
 
-    op: Literal["seal", "interrupt", "pause", "resume", "usage", "end", "adopt"]
+    For `attend` this end of its attendant's socket comes back.
+    """
+
+    op: Literal["seal", "interrupt", "pause", "resume", "usage", "end", "adopt", "attend"]
     cell: CellId
 
 

@@ -1,4 +1,4 @@
-"""Workspaces: homes that persist between kernels, each used by one cell at a time."""
+"""Workspaces: homes that persist between kernels, each used by one cell, or by several that share it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import subprocess
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,18 +30,19 @@ class Workspaces:
     def __init__(self, root: Path, *, images: bool) -> None:
         self._root = root
         self._images = images
-        self._taken: set[Path] = set()
+        self._alone: set[Path] = set()
+        self._shared: Counter[Path] = Counter()
 
     def take(self, order: WorkspaceOrder) -> Lease:
-        """Reserve a workspace for one cell; it is made if need be.
+        """Reserve a workspace for one cell, alone or shared as the order says; it is made if need be.
 
         Raises:
-            Conflict: another cell has it.
+            Conflict: another cell has it, and not both of them share.
             InsufficientStorage: its owner may have no more, or the disk has no room for it.
             SandboxUnavailable: it cannot be made.
         """
         path = self._path(order.owner, order.name)
-        if path in self._taken:
+        if path in self._alone or (path in self._shared and not order.shared):
             raise Conflict(f"The workspace '{order.name}' is used by another kernel.", reason="in_use")
         if not path.exists():
             self._check_budget(order)
@@ -48,12 +50,20 @@ class Workspaces:
         elif self._images:
             found = path.stat()
             self._check_disk(found.st_size - found.st_blocks * 512)
-        self._taken.add(path)
-        return Lease(self, path, images=self._images)
+        if order.shared:
+            self._shared[path] += 1
+        else:
+            self._alone.add(path)
+        return Lease(self, path, images=self._images, shared=order.shared)
 
-    def release(self, path: Path) -> None:
-        """Take a workspace back."""
-        self._taken.discard(path)
+    def release(self, path: Path, *, shared: bool) -> None:
+        """Take a workspace back from one cell."""
+        if not shared:
+            self._alone.discard(path)
+            return
+        self._shared[path] -= 1
+        if self._shared[path] <= 0:
+            del self._shared[path]
 
     def list(self, owner: str) -> list[WorkspaceFacts]:
         """Return an owner's workspaces by name."""
@@ -65,7 +75,7 @@ class Workspaces:
     def delete(self, owner: str, name: str) -> None:
         """Delete a workspace. Raises NotFound, and Conflict while a cell has it."""
         path = self._path(owner, name)
-        if path in self._taken:
+        if self._in_use(path):
             raise Conflict(f"The workspace '{name}' is used by a kernel.", reason="in_use")
         passing = path.with_name(f".{secrets.token_hex(8)}")
         try:
@@ -77,6 +87,9 @@ class Workspaces:
         else:
             shutil.rmtree(passing, ignore_errors=True)
 
+    def _in_use(self, path: Path) -> bool:
+        return path in self._alone or path in self._shared
+
     def _path(self, owner: str, name: str) -> Path:
         return self._root / owner / (name + SUFFIX if self._images else name)
 
@@ -86,7 +99,7 @@ class Workspaces:
             name=path.name.removesuffix(SUFFIX) if self._images else path.name,
             size_bytes=found.st_size if self._images else None,
             used_bytes=found.st_blocks * 512 if self._images else None,
-            in_use=path in self._taken,
+            in_use=self._in_use(path),
         )
 
     def _check_budget(self, order: WorkspaceOrder) -> None:
@@ -150,11 +163,13 @@ class Workspaces:
 
 @dataclass(slots=True)
 class Lease:
-    """A workspace that one cell has."""
+    """A workspace that one cell has, alone or with others."""
 
     owner: Workspaces
     path: Path
     images: bool
+    shared: bool
+    held: bool = True
 
     def volume(self, user: CellUser) -> Volume:
         """Return what the cell's launcher mounts; to be closed when it has. Raises SandboxUnavailable."""
@@ -175,4 +190,6 @@ class Lease:
 
     def release(self) -> None:
         """Give the workspace back. Releasing twice is harmless."""
-        self.owner.release(self.path)
+        if self.held:
+            self.held = False
+            self.owner.release(self.path, shared=self.shared)

@@ -14,7 +14,7 @@ from gateway.protocol.outputs import Collector
 from gateway.services.auditing import recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from gateway.models import DeathReason, ExecuteRequest, Execution, Message, Origin, Principal
     from gateway.ports import Audit, Clock, KernelHandle
@@ -43,8 +43,12 @@ class ExecutionService:
         *,
         origin: Origin | None = None,
         on_message: Callable[[Message], None] | None = None,
+        execution_id: str | None = None,
+        metadata: Mapping[str, object] | None = None,
     ) -> ExecutionResult:
         """Execute code and wait for its end; `on_message` sees each of its messages as they come.
+
+        `execution_id` is the id that it shall have, a new one; `metadata` goes with the request.
 
         The kernel's handle keeps the deadline and answers for a kernel that dies, so an end always comes.
         When the caller is cancelled, the execution is interrupted.
@@ -54,7 +58,7 @@ class ExecutionService:
         raises.
         """
         handle = self._kernels.get(principal, kernel_id, scope=Scope.EXECUTE)
-        message = _message(request)
+        message = _message(request, execution_id, metadata)
         collector = Collector(
             message.msg_id,
             max_bytes=min(handle.limits.output_bytes, self._settings.max_output_bytes),
@@ -169,7 +173,9 @@ class _Listener:
                     await self._handle.interrupt()
 
 
-def _message(request: ExecuteRequest) -> Message:
+def _message(
+    request: ExecuteRequest, execution_id: str | None, metadata: Mapping[str, object] | None
+) -> Message:
     content = {
         "code": request.code,
         "silent": request.silent,
@@ -179,6 +185,14 @@ def _message(request: ExecuteRequest) -> Message:
         "stop_on_error": request.stop_on_error,
     }
     try:
-        return make("shell", "execute_request", content, parent=None, session=uuid4().hex)
+        return make(
+            "shell",
+            "execute_request",
+            content,
+            parent=None,
+            session=uuid4().hex,
+            metadata=metadata,
+            msg_id=execution_id,
+        )
     except MalformedMessage as error:
         raise BadRequest("The code is not text that JSON can carry.") from error

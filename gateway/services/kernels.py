@@ -122,7 +122,7 @@ class KernelService:
         """Start a kernel for the principal and wait until it answers; nothing is left of one that fails.
 
         `env` is this launch's alone; `secrets` are too, and never kept but in memory; `limits` may only lower
-        the profile's. `workspace` is its home, which is its alone.
+        the profile's. `workspace` is its home, which is its alone unless it is shared.
 
         Raises Forbidden, UnknownKernelSpec, BadRequest (env or id), Conflict
         (an id or workspace in use), LimitReached (a quota), InsufficientStorage, SandboxUnavailable,

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from gateway.errors import GatewayError
-from gateway.models import DeathReason, ExecutionState
+from gateway.models import AuditAction, AuditEvent, DeathReason, ExecutionState
 
 if TYPE_CHECKING:
-    from gateway.ports import Clock, KernelHandle, KernelHost
+    from gateway.ports import Audit, Clock, KernelHandle, KernelHost
     from gateway.services.kernels import KernelService
     from gateway.services.quotas import Quotas
 
@@ -30,6 +30,7 @@ class Meter:
         kernels: KernelService,
         quotas: Quotas,
         clock: Clock,
+        audit: Audit,
         *,
         interval_s: float = 5.0,
     ) -> None:
@@ -37,6 +38,7 @@ class Meter:
         self._kernels = kernels
         self._quotas = quotas
         self._clock = clock
+        self._audit = audit
         self._interval_s = interval_s
         self._began = clock.monotonic()
         self._warned: set[str] = set()
@@ -74,6 +76,15 @@ class Meter:
                 await handle.interrupt()
             else:
                 await self._host.remove(handle.id, DeathReason.CPU)
+                self._audit.record(
+                    AuditEvent(
+                        action=AuditAction.KERNEL_DIE,
+                        door="gateway",
+                        kernel_id=handle.id,
+                        reason=DeathReason.CPU.value,
+                        extra={"owner": handle.owner},
+                    )
+                )
                 await self._kernels.forget(handle.id)
         except GatewayError as error:
             log.warning("usage_not_measured", kernel=handle.id, error=error.message)

@@ -117,6 +117,10 @@ class Quotas:
                 del self._executing[owner]
         self._charge(owner, output_bytes=output_bytes)
 
+    def sent(self, owner: str, output_bytes: int) -> None:
+        """Charge what was sent of output that belongs to no execution."""
+        self._charge(owner, output_bytes=output_bytes)
+
     @contextmanager
     def socket(self, owner: str) -> Iterator[None]:
         """Count a socket while it is open. Raises LimitReached."""

@@ -16,13 +16,16 @@ from gateway.services.auditing import recorded
 from gateway.services.kernels import owns, require
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from gateway.ports import Audit, Clock, KernelHandle, Store
     from gateway.services.kernels import KernelService
 
     Pair = tuple[SessionRecord, KernelHandle]
+    Start = Callable[[], Awaitable[KernelHandle]]
 
+# The type of a session that is a context's: see services/contexts.py.
+CONTEXT = "context"
 _MAX_SESSIONS = 1000  # of one owner: several may share a kernel, so the kernels' quota does not bound them
 _NOT_TEXT = re.compile("[\x00\ud800-\udfff]")  # what no store keeps and no JSON carries
 _LENGTHS = {"path": 4096, "type": 256, "name": 1024}
@@ -50,11 +53,13 @@ class SessionService:
         name: str | None = None,
         kernel_name: str | None = None,
         kernel_id: str | None = None,
+        start: Start | None = None,
     ) -> Pair:
         """Return the principal's session at a path, made if there is none, with a live kernel.
 
         A session that stands keeps its kernel, whatever is asked for; one whose kernel is gone or dead gets
-        the kernel asked for: `kernel_id`, one of the owner's, or else a new one of `kernel_name`.
+        the kernel asked for: `kernel_id`, one of the owner's, or else a new one, by `start` or of
+        `kernel_name`.
 
         Raises Forbidden, BadRequest, NotFound (no such kernel), Conflict (the path was taken meanwhile),
         LimitReached, StoreUnavailable, and what starting a kernel raises.
@@ -71,7 +76,7 @@ class SessionService:
                 return old, bound
             if old is None and len(mine) >= _MAX_SESSIONS:
                 await self._make_room(owner, mine)
-            async with self._kernel(owner, kernel_name, kernel_id) as handle:
+            async with self._kernel(owner, kernel_name, kernel_id, start) as handle:
                 record = SessionRecord(
                     id=str(uuid4()) if old is None else old.id,
                     owner=owner,
@@ -97,8 +102,20 @@ class SessionService:
                 await self._end(owner, bound.id)
         return record, handle
 
-    async def list(self, principal: Principal) -> list[Pair]:
+    async def at(self, owner: str, path: str) -> Pair | None:
+        """Return an owner's session at a path, if there is one whose kernel is there."""
+        for record in await self._store.sessions(owner):
+            if record.path == path:
+                handle = self._bound(record)
+                if handle is not None:
+                    return record, handle
+                await self._forget_gone(record)
+        return None
+
+    async def list(self, principal: Principal, *, type: str | None = None) -> list[Pair]:  # noqa: A002
         """Return the principal's sessions, or everybody's for an admin; forget those without a kernel.
+
+        With a `type`, those alone; without, all but contexts, which are no clients' of Jupyter.
 
         Raises Forbidden, StoreUnavailable.
         """
@@ -106,6 +123,8 @@ class SessionService:
         everybody = principal.has(Scope.ADMIN)
         pairs = []
         for record in await self._store.sessions(None if everybody else principal.name):
+            if record.type != type if type is not None else record.type == CONTEXT:
+                continue
             handle = self._bound(record)
             if handle is None:
                 await self._forget_gone(record)
@@ -209,14 +228,14 @@ class SessionService:
 
     @asynccontextmanager
     async def _kernel(
-        self, owner: str, kernel_name: str | None, kernel_id: str | None
+        self, owner: str, kernel_name: str | None, kernel_id: str | None, start: Start | None = None
     ) -> AsyncIterator[KernelHandle]:
         """Give the kernel asked for; one that is started for it does not outlive a failure of the body."""
         acting = _acting(owner)
         if kernel_id:
             yield self._kernels.get(acting, kernel_id)
             return
-        handle = await self._kernels.create(acting, name=kernel_name)
+        handle = await (start() if start else self._kernels.create(acting, name=kernel_name))
         try:
             yield handle
         except BaseException:

@@ -30,7 +30,7 @@ class WorkspaceService:
         self._settings = settings.files
         self._quotas = quotas
 
-    def choose(self, principal: Principal, name: str) -> WorkspaceChoice:
+    def choose(self, principal: Principal, name: str, *, shared: bool = False) -> WorkspaceChoice:
         """Return what a kernel of the principal's asks for as its home. Raises Forbidden, BadRequest."""
         require(principal, Scope.FILES)
         if not NAME.fullmatch(name):
@@ -44,6 +44,7 @@ class WorkspaceService:
             size_bytes=self._settings.workspace_bytes,
             inodes=self._settings.workspace_inodes,
             budget_bytes=self._quotas.bound(principal.name, "storage_bytes"),
+            shared=shared,
         )
 
     async def list(self, principal: Principal) -> Sequence[WorkspaceFacts]:

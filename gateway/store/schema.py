@@ -96,6 +96,45 @@ usage_days = sa.Table(
     sa.Column("output_bytes", sa.BigInteger, nullable=False),
 )
 
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("request_sha256", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text),
+    sa.Column("kernel_id", sa.Text),
+    sa.Column("context", sa.Text),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("started_at", UtcDateTime),
+    sa.Column("ended_at", UtcDateTime),
+    sa.Column("expires_at", UtcDateTime, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("jobs_owner_key", "owner", "idempotency_key", unique=True),
+    sa.Index("jobs_owner_created", "owner", "created_at"),
+)
+
+sandboxes = sa.Table(
+    "sandboxes",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
+    sa.Column("credential_ends_at", UtcDateTime),
+    sa.Column("template", sa.Text, nullable=False),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("workspace", sa.Text, nullable=False),
+    sa.Column("metadata", sa.JSON, nullable=False),
+    sa.Column("env", sa.JSON, nullable=False),
+    sa.Column("contexts", sa.JSON, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("end_at", UtcDateTime, nullable=False),
+)
+
 # What brings a store of the version before to the version that is the key; new tables are made anyway.
 MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE kernels ADD COLUMN secret_names JSON NOT NULL DEFAULT '[]'",),

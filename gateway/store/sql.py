@@ -11,14 +11,18 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 
 from gateway.errors import ConfigurationError, StoreUnavailable
 from gateway.models import AuditHead, AuditRecord, Frozen, KernelRecord, KeyRecord, SessionRecord, UsageDay
+from gateway.models.jobs import JobRecord, JobStatus
+from gateway.models.sandboxes import SandboxRecord
 from gateway.store.engine import database_url, failures, make_engine
 from gateway.store.schema import (
     MIGRATIONS,
     SCHEMA_VERSION,
     api_keys,
     audit,
+    jobs,
     kernels,
     metadata,
+    sandboxes,
     schema,
     sessions,
     usage_days,
@@ -229,6 +233,77 @@ class SqlStore:
             await connection.execute(usage_days.delete().where(table.day < oldest))
 
         await self._run(work)
+
+    async def add_job(self, job: JobRecord) -> None:
+        """Keep a new execution. Raises Conflict when its owner has used its idempotency key already."""
+        await self._change(jobs.insert().values(job.model_dump()), "The idempotency key is in use.")
+
+    async def put_job(self, job: JobRecord) -> None:
+        """Keep what became of an execution, if it is still there."""
+        await self._change(jobs.update().where(jobs.c.id == job.id).values(job.model_dump()))
+
+    async def job(self, job_id: str) -> JobRecord | None:
+        """Return an execution by id."""
+        found = await self._records(JobRecord, sa.select(jobs).where(jobs.c.id == job_id))
+        return found[0] if found else None
+
+    async def job_by_key(self, owner: str, idempotency_key: str) -> JobRecord | None:
+        """Return the execution that an owner asked for with a key."""
+        same = (jobs.c.owner == owner) & (jobs.c.idempotency_key == idempotency_key)
+        found = await self._records(JobRecord, sa.select(jobs).where(same))
+        return found[0] if found else None
+
+    async def jobs(self, owner: str | None = None) -> list[JobRecord]:
+        """Return an owner's executions, or everybody's, newest first and without their bodies."""
+        columns = [column for column in jobs.columns if column.name != "body"]
+        statement = sa.select(*columns).order_by(jobs.c.created_at.desc(), jobs.c.id)
+        if owner is not None:
+            statement = statement.where(jobs.c.owner == owner)
+        return await self._records(JobRecord, statement)
+
+    async def delete_job(self, job_id: str) -> None:
+        """Forget an execution."""
+        await self._change(jobs.delete().where(jobs.c.id == job_id))
+
+    async def lose_jobs(self, at: datetime) -> int:
+        """Mark what was on its way as lost: its gateway is gone. Return how many that were."""
+        going = jobs.c.status.in_((JobStatus.QUEUED, JobStatus.RUNNING))
+        return await self._change(jobs.update().where(going).values(status=JobStatus.LOST, ended_at=at))
+
+    async def trim_jobs(self, now: datetime, owner: str | None = None, *, most: int, most_bytes: int) -> None:
+        """Forget ended executions: expired ones and, of an owner's, the oldest past a number or size."""
+        ended = jobs.c.status.not_in((JobStatus.QUEUED, JobStatus.RUNNING))
+        sizes = (
+            sa.select(jobs.c.id, sa.func.length(jobs.c.body))
+            .where(ended & (jobs.c.owner == owner))
+            .order_by(jobs.c.created_at.desc(), jobs.c.id)
+        )
+
+        async def work(connection: AsyncConnection) -> None:
+            await connection.execute(jobs.delete().where(ended & (jobs.c.expires_at <= now)))
+            total, gone = 0, []
+            rows = (await connection.execute(sizes)).all() if owner is not None else []
+            for number, (job_id, size) in enumerate(rows, start=1):
+                total += size
+                if number > most or total > most_bytes:
+                    gone.append(job_id)
+            if gone:
+                await connection.execute(jobs.delete().where(jobs.c.id.in_(gone)))
+
+        await self._run(work)
+
+    async def put_sandbox(self, sandbox: SandboxRecord) -> None:
+        """Keep or replace a sandbox's record."""
+        values = sandbox.model_dump() | {"scopes": sorted(sandbox.scopes)}
+        await self._put(sandboxes, values, "There is a sandbox of that id already.")
+
+    async def sandboxes(self) -> list[SandboxRecord]:
+        """Return all sandboxes' records, oldest first."""
+        return await self._records(SandboxRecord, _oldest_first(sandboxes))
+
+    async def delete_sandbox(self, sandbox_id: str) -> None:
+        """Forget a sandbox; one that is not there is as good as forgotten."""
+        await self._change(sandboxes.delete().where(sandboxes.c.id == sandbox_id))
 
     async def close(self) -> None:
         """Let go of the store once what runs has ended; what is asked afterwards raises StoreUnavailable."""

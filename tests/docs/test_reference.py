@@ -17,7 +17,8 @@ from typer.main import get_command
 from gateway import errors
 from gateway.cli import app
 from gateway.http.access import Rule
-from gateway.http.routes import ROUTES, Route
+from gateway.http.route import Route
+from gateway.http.routes import ROUTES
 from gateway.models import (
     AuditAction,
     DeathReason,

@@ -14,14 +14,14 @@ import aiohttp
 import pytest
 
 from gateway.http.access import Rule
-from gateway.http.routes import CHANNELS, ROUTES
+from gateway.http.routes import CHANNELS, PLAIN_ROUTES
 from tests.gateway import running
 from tests.lifecycle import eventually, until_state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from gateway.http.routes import Route
+    from gateway.http.route import Route
     from tests.gateway import Client, Gateway
 
 SLEEP = "import time; time.sleep(60)"
@@ -108,6 +108,62 @@ async def a_session(scene: Scene) -> dict[str, str]:
     return {"session_id": made["id"], "kernel_id": made["kernel"]["id"]}
 
 
+async def a_job(scene: Scene) -> dict[str, str]:
+    """Have a job at work in the kernel."""
+    wanted = {"code": SLEEP, "kernel_id": scene.kernel, "mode": "job"}
+    job = await scene.alice.json("POST", "/api/executions", wanted, status=202)
+    while True:
+        found = await scene.alice.json("GET", f"/api/executions/{job['id']}")
+        if found["status"] == "running":
+            return {"execution_id": job["id"]}
+        await asyncio.sleep(0.02)
+
+
+async def an_ended_job(scene: Scene) -> dict[str, str]:
+    """Leave a job that has ended."""
+    job = await scene.alice.json("POST", "/api/executions", {"code": "1", "kernel_id": scene.kernel})
+    return {"execution_id": job["id"]}
+
+
+async def a_tool_call(scene: Scene) -> dict[str, str]:
+    """Have a job whose code waits for the answer of a tool."""
+    wanted = {
+        "code": "import cellblock; cellblock.call('add', a=1)",
+        "kernel_id": scene.kernel,
+        "mode": "job",
+        "tools": [{"name": "add"}],
+    }
+    job = await scene.alice.json("POST", "/api/executions", wanted, status=202)
+    while True:
+        found = await scene.alice.json("GET", f"/api/executions/{job['id']}")
+        if found["pending_calls"]:
+            return {"execution_id": job["id"], "call_id": found["pending_calls"][0]["call_id"]}
+        await asyncio.sleep(0.02)
+
+
+async def a_context(scene: Scene) -> dict[str, str]:
+    """Make a context."""
+    made = await scene.alice.json("PUT", "/api/contexts/mine", {})
+    return {"name": "mine", "kernel_id": made["kernel_id"]}
+
+
+async def a_block_session(scene: Scene) -> dict[str, str]:
+    """Lease a session for result blocks, with a file in its home."""
+    made = await scene.alice.json("POST", "/otari/v1/sessions", {}, status=201)
+    seen = await scene.alice.json("GET", f"/api/contexts/{made['session_id']}")
+    kernel = seen["kernel_id"]
+    async with scene.alice.http.put(f"/api/kernels/{kernel}/files/there.txt", data=b"x") as response:
+        assert response.ok
+    return {"name": made["session_id"], "kernel_id": kernel}
+
+
+def form() -> aiohttp.FormData:
+    """Return a form with one file."""
+    made = aiohttp.FormData()
+    made.add_field("file", b"x", filename="there.txt")
+    return made
+
+
 def archive() -> bytes:
     """Return an archive with one file."""
     packed = io.BytesIO()
@@ -147,6 +203,25 @@ CASES = {
     "DELETE /api/kernels/{kernel_id}/files/{path}": Case("file.delete", a_file),
     "GET /api/kernels/{kernel_id}/files-archive": Case("file.read", a_file),
     "POST /api/kernels/{kernel_id}/files-archive": Case("file.write", sent={"data": archive()}),
+    "POST /api/executions": Case("job.create", sent={"json": {"code": "1"}}),
+    "POST /api/executions/{execution_id}/interrupt": Case("execution.interrupt", a_job),
+    "DELETE /api/executions/{execution_id}": Case("job.cancel", an_ended_job),
+    "POST /api/executions/{execution_id}/calls/{call_id}": Case(
+        "tool.answer", a_tool_call, {"json": {"result": 2}}
+    ),
+    "PUT /api/contexts/{name}": Case("session.create", sent={"json": {}}),
+    "POST /api/contexts/{name}/keepalive": Case("context.keep", a_context),
+    "DELETE /api/contexts/{name}": Case("session.delete", a_context),
+    "POST /otari/v1/sessions": Case("session.create", sent={"json": {}}),
+    "DELETE /otari/v1/sessions/{name}": Case("session.delete", a_block_session),
+    "POST /otari/v1/sessions/{name}/exec": Case(
+        "execution.end", a_block_session, {"json": {"tool": "code_execution", "input": {"code": "1"}}}
+    ),
+    "GET /otari/v1/sessions/{name}/files/list": Case("file.list", a_block_session),
+    "GET /otari/v1/sessions/{name}/files": Case(
+        "file.read", a_block_session, {"params": {"path": "there.txt"}}
+    ),
+    "POST /otari/v1/sessions/{name}/files": Case("file.write", a_block_session, {"data": form()}),
     "DELETE /api/workspaces/{name}": Case("file.delete", a_workspace),
     "POST /api/sessions": Case("session.create", sent={"json": {"path": "made.ipynb", "type": "notebook"}}),
     "PATCH /api/sessions/{session_id}": Case("session.change", a_session, {"json": {"name": "b"}}),
@@ -167,7 +242,7 @@ def path_to(route: Route, scene: Scene, values: dict[str, str]) -> str:
 
 
 # What changes something, and what shows a file; the channels have tests of their own below.
-TOLD = [route for route in ROUTES if route.changes or "/files" in route.path]
+TOLD = [route for route in PLAIN_ROUTES if route.changes or "/files" in route.path]
 OWNED = [route for route in TOLD if route.access.rule is Rule.OWNER]
 
 

@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 
 from gateway.http.access import Rule
-from gateway.http.routes import CHANNELS, ROUTES, Route
+from gateway.http.route import Route
+from gateway.http.routes import CHANNELS, PLAIN_ROUTES
 from tests.gateway import Client
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from tests.gateway import Gateway
 
-OWNED = [route for route in ROUTES if route.access.rule is Rule.OWNER]
+OWNED = [route for route in PLAIN_ROUTES if route.access.rule is Rule.OWNER]
 NO_ID = "00000000-0000-4000-8000-000000000000"
 BODIES = {"execute": {"code": "1"}, "session_id}": {"path": "taken.ipynb"}}
 
@@ -35,10 +36,17 @@ class Estate:
     kernel: str
     session: str
     session_kernel: str
+    execution: str
 
     def path(self, route: Route) -> str:
         """Return a route's path to what alice has."""
-        return filled(route, kernel_id=self.kernel, session_id=self.session)
+        return filled(route, kernel_id=self.kernel, session_id=self.session, execution_id=self.execution)
+
+    def named(self, route: Route) -> str:
+        """Return the id of alice's that a route's path has."""
+        if "{kernel_id}" in route.path:
+            return self.kernel
+        return self.session if "{session_id}" in route.path else self.execution
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,9 @@ async def estate(gateway: Gateway) -> AsyncIterator[Estate]:
         kernel = await alice.start()
         wanted = {"path": f"{uuid4()}.ipynb", "type": "notebook", "kernel": {"name": "python3"}}
         session = await alice.json("POST", "/api/sessions", wanted, status=201)
-        yield Estate(kernel, session["id"], session["kernel"]["id"])
+        wanted = {"code": "1", "kernel_id": kernel}
+        execution = await alice.json("POST", "/api/executions", wanted)
+        yield Estate(kernel, session["id"], session["kernel"]["id"], execution["id"])
         await alice.json("DELETE", f"/api/sessions/{session['id']}", status=204)
         await alice.delete(kernel)
 
@@ -62,7 +72,7 @@ async def bob(gateway: Gateway) -> AsyncIterator[Client]:
 
 def test_the_table_has_what_is_tried_here() -> None:
     """All routes on kernels and sessions are owned, so that none of them is missed below."""
-    paths = {route.path for route in ROUTES if "_id}" in route.path}
+    paths = {route.path for route in PLAIN_ROUTES if "_id}" in route.path}
 
     assert paths == {route.path for route in OWNED}
     assert len(OWNED) >= 9
@@ -76,9 +86,11 @@ async def test_anothers_is_like_what_does_not_exist(
     before = await client.kernel(estate.kernel)
     theirs = await answered(bob, route, estate.path(route))
     nowhere = str(uuid4())
-    nothing = await answered(bob, route, filled(route, kernel_id=nowhere, session_id=nowhere))
+    nothing = await answered(
+        bob, route, filled(route, kernel_id=nowhere, session_id=nowhere, execution_id=nowhere)
+    )
 
-    mine = estate.kernel if "{kernel_id}" in route.path else estate.session
+    mine = estate.named(route)
     assert theirs[0] == nothing[0] == 404
     assert theirs[1].replace(mine, "ID") == nothing[1].replace(nowhere, "ID")
     assert route.method == "HEAD" or set(json.loads(theirs[1])) == {"message", "reason", "code"}
@@ -186,7 +198,7 @@ async def test_keys_that_have_ended(gateway: Gateway, estate: Estate, end: str) 
 
         assert await channels.closing(timeout=8) == 1008
 
-        for route in ROUTES:
+        for route in PLAIN_ROUTES:
             if route.access.rule is not Rule.PUBLIC:
                 status, body, _ = await answered(late, route, estate.path(route))
                 assert (status, json.loads(body or '{"code": "unauthorized"}')["code"]) == (

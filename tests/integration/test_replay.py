@@ -311,7 +311,7 @@ async def test_who_comes_late_may_have_it_from_the_start(
     seen = []
     async with (
         TypedClient(gateway.url, gateway.key()) as typed,
-        typed.session(kernel, current=True) as session,
+        typed.kernels.session(kernel, current=True) as session,
     ):
         async for message in session.messages():
             seen.append(message)

@@ -144,6 +144,8 @@ async def test_new_work_is_refused_while_draining() -> None:
 
             refused = await client.json("POST", "/api/kernels", {}, status=503)
             assert refused["code"] == "shutting_down"
+            not_ready = await client.json("GET", "/readyz", status=503)
+            assert not_ready["code"] == "shutting_down"
             await client.json("POST", f"/api/kernels/{kernel_id}/execute", {"code": "1"}, status=503)
             with pytest.raises(aiohttp.WSServerHandshakeError) as handshake:
                 async with client.channels(kernel_id):

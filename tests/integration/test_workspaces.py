@@ -1,4 +1,4 @@
-"""Workspaces: homes that persist, are their owner's alone, are bounded, and have one kernel at a time."""
+"""Workspaces: homes that persist, are their owner's alone, bounded, and have one kernel, or several that share."""
 
 from __future__ import annotations
 
@@ -231,3 +231,61 @@ async def test_adoption() -> None:
                 assert await response.read() == b"1"
             await client.json("POST", f"/api/kernels/{kernel}/restart")
             assert await client.out(kernel, "print(open('x').read())") == "1\n"
+
+
+async def test_shared_by_several(alice: Client, small: Gateway) -> None:
+    """Kernels that all say so share a home: each reads and writes the others' files as its own user."""
+    first, second = [await alice.start(workspace="both", shared=True) for _ in range(2)]
+    uids = [await alice.out(kernel, "import os; print(os.getuid())") for kernel in (first, second)]
+    assert uids[0] != uids[1]
+    await alice.out(first, "import os; os.makedirs('d'); open('d/x', 'w').write('one')")
+    seen = "import os; s = os.stat('d/x'); print(open('d/x').read(), s.st_uid == os.getuid())"
+    assert await alice.out(second, seen) == "one True\n"
+    await alice.out(second, "open('d/x', 'a').write(', two'); open('d/y', 'w').write('new')")
+    assert await alice.out(first, "print(open('d/x').read()); os.remove('d/y')") == "one, two\n"
+    async with alice.http.get(f"/api/kernels/{second}/files/d/x") as response:
+        assert await response.read() == b"one, two"
+
+    async with small.client("bob") as bob:
+        theirs = await bob.start(workspace="both", shared=True)
+        assert await bob.out(theirs, "import os; print(os.path.exists('d'))") == "False\n"
+        await bob.delete(theirs)
+        await bob.json("DELETE", "/api/workspaces/both", status=204)
+
+
+async def test_shared_and_alone_exclude_each_other(alice: Client) -> None:
+    """Whoever wants a shared home alone is refused, and whoever would share one that is not; the last frees."""
+    first = await alice.start(workspace="both", shared=True)
+    second = await alice.start(workspace="both", shared=True)
+    refused = await alice.json("POST", "/api/kernels", {"workspace": "both"}, status=409)
+    assert refused["reason"] == "in_use"
+    # a restart takes it again, while the other goes on
+    await alice.json("POST", f"/api/kernels/{first}/restart")
+    await alice.out(first, "open('x', 'w').write('1')")
+    await alice.delete(first)
+    await alice.json("POST", "/api/kernels", {"workspace": "both"}, status=409)
+    await alice.json("DELETE", "/api/workspaces/both", status=409)
+    assert await alice.out(second, "print(open('x').read())") == "1\n"
+    await alice.delete(second)
+
+    alone = await alice.start(workspace="both")
+    assert await alice.out(alone, "print(open('x').read())") == "1\n"
+    await alice.json("POST", "/api/kernels", {"workspace": "both", "shared": True}, status=409)
+    await alice.delete(alone)
+    await alice.json("DELETE", "/api/workspaces/both", status=204)
+
+
+async def test_links_in_a_shared_home(alice: Client) -> None:
+    """A link that one kernel plants is not followed for another's files, neither out of the home nor in it."""
+    first, second = [await alice.start(workspace="both", shared=True) for _ in range(2)]
+    await alice.out(
+        first,
+        "import os; os.symlink('/etc/passwd', 'out'); os.symlink('d', 'in'); os.mkdir('d'); open('d/x', 'w')",
+    )
+    for path in ("out", "in/x"):
+        async with alice.http.get(f"/api/kernels/{second}/files/{path}") as response:
+            assert (response.status, (await response.json())["reason"]) == (400, "link")
+    async with alice.http.put(f"/api/kernels/{second}/files/out", data=b"x") as response:
+        assert response.status == 200
+    # the link was replaced, not what it pointed to
+    assert await alice.out(first, "print(os.path.islink('out'), open('out').read())") == "False x\n"

@@ -40,21 +40,21 @@ async def client(gateway: FakeGateway) -> AsyncIterator[Client]:
 
 async def test_a_kernel_lives_and_ends(gateway: FakeGateway, client: Client) -> None:
     """Every REST verb does its work, and fields of a newer gateway are ignored."""
-    kernel = await client.create_kernel("bash", env={"KERNEL_X": "1"})
+    kernel = await client.kernels.create("bash", env={"KERNEL_X": "1"})
 
     assert kernel.name == "bash"
-    assert [found.id for found in await client.kernels()] == [kernel.id]
-    assert (await client.kernel(kernel.id)).limits.pids == kernel.limits.pids
-    assert (await client.restart(kernel.id)).id == kernel.id
-    await client.interrupt(kernel.id)
+    assert [found.id for found in await client.kernels.list()] == [kernel.id]
+    assert (await client.kernels.get(kernel.id)).limits.pids == kernel.limits.pids
+    assert (await client.kernels.restart(kernel.id)).id == kernel.id
+    await client.kernels.interrupt(kernel.id)
     assert gateway.kernels[kernel.id].interrupted.is_set()
-    await client.delete(kernel.id)
-    assert await client.kernels() == []
+    await client.kernels.delete(kernel.id)
+    assert await client.kernels.list() == []
 
 
 async def test_kernelspecs(client: Client) -> None:
     """Kernelspecs come with their languages and the default's name."""
-    specs = await client.kernelspecs()
+    specs = await client.kernelspecs.list()
 
     assert specs.default == "python3"
     assert specs.kernelspecs["bash"].spec.language == "bash"
@@ -64,8 +64,8 @@ async def test_execute_over_rest(gateway: FakeGateway, client: Client) -> None:
     """The result of a REST execution is parsed whole; the code's failure is a status."""
     kernel = gateway.add()
 
-    good = await client.execute(kernel.id, "print hi\n42")
-    bad = await client.execute(kernel.id, "raise ValueError", timeout_s=5)
+    good = await client.kernels.execute(kernel.id, "print hi\n42")
+    bad = await client.kernels.execute(kernel.id, "raise ValueError", timeout_s=5)
 
     assert (good.status, good.stdout, good.execution_count) == (ExecutionStatus.OK, "hi\n", 1)
     assert good.outputs[-1]["data"] == {"text/plain": "42"}
@@ -77,16 +77,16 @@ async def test_execute_over_rest(gateway: FakeGateway, client: Client) -> None:
 async def test_errors_are_raised_again_by_code(client: Client) -> None:
     """A gateway's error comes out as the class of its code, with message and reason."""
     with pytest.raises(UnknownKernelSpec, match="No kernelspec") as caught:
-        await client.create_kernel("cobol")
+        await client.kernels.create("cobol")
     assert caught.value.reason == "cobol"
     with pytest.raises(NotFound, match="does not exist"):
-        await client.kernel("0-0-0-0-0")
+        await client.kernels.get("0-0-0-0-0")
 
 
 async def test_an_unknown_code_is_a_general_error(client: Client) -> None:
     """A code of a newer gateway keeps its words, code and status in a plain GatewayError."""
     with pytest.raises(GatewayError, match="Short and stout") as caught:
-        await client.create_kernel("teapot")
+        await client.kernels.create("teapot")
 
     assert type(caught.value) is GatewayError
     assert (caught.value.code, caught.value.status, caught.value.reason) == ("teapot", 418, "tea")
@@ -95,7 +95,7 @@ async def test_an_unknown_code_is_a_general_error(client: Client) -> None:
 async def test_a_body_that_is_no_gateways(client: Client) -> None:
     """A proxy's HTML page becomes one clear sentence with the status."""
     with pytest.raises(GatewayError, match="The gateway answered 502 Bad Gateway") as caught:
-        await client.create_kernel("proxy")
+        await client.kernels.create("proxy")
 
     assert caught.value.status == 502
 
@@ -105,9 +105,9 @@ async def test_a_wrong_key(gateway: FakeGateway) -> None:
     kernel = gateway.add()
     async with Client(gateway.url, "wrong") as client:
         with pytest.raises(Unauthorized):
-            await client.kernels()
+            await client.kernels.list()
         with pytest.raises(Unauthorized):
-            async with client.session(kernel.id):
+            async with client.kernels.session(kernel.id):
                 pass
 
 
@@ -120,9 +120,9 @@ async def test_nobody_listens() -> None:
         with pytest.raises(
             GatewayUnreachable, match=f"127.0.0.1:{port}/? cannot be reached: connection refused"
         ):
-            await client.kernels()
+            await client.kernels.list()
         with pytest.raises(GatewayUnreachable, match="connection refused"):
-            async with client.session("0-0-0-0-0"):
+            async with client.kernels.session("0-0-0-0-0"):
                 pass
 
 
@@ -140,9 +140,9 @@ async def test_something_else_listens() -> None:
     app.router.add_route("*", "/{tail:.*}", answer)
     async with TestServer(app) as server, Client(str(server.make_url("/")), TOKEN) as client:
         with pytest.raises(GatewayError, match="is not a Cellblock gateway"):
-            await client.kernels()
+            await client.kernels.list()
         with pytest.raises(GatewayError, match="answered 302"):
-            await client.kernelspecs()
+            await client.kernelspecs.list()
     assert asked == ["/api/kernels", "/api/kernelspecs"]
 
 
@@ -162,7 +162,7 @@ async def test_a_kernel_id_does_not_lead_elsewhere(client: Client) -> None:
     """An id with slashes or dots is no kernel, and no request is made of it."""
     for kernel_id in ("..", "a/../b", "", "x?y"):
         with pytest.raises(NotFound):
-            await client.delete(kernel_id)
+            await client.kernels.delete(kernel_id)
 
 
 async def test_run_streams(gateway: FakeGateway, client: Client) -> None:
@@ -176,7 +176,7 @@ async def test_run_streams(gateway: FakeGateway, client: Client) -> None:
         if message.msg_type == "stream":
             first.set()
 
-    async with client.session(kernel.id) as connection:
+    async with client.kernels.session(kernel.id) as connection:
         running = asyncio.create_task(connection.run("print one\nsleep 0.3\nshow", on_message=take))
         await asyncio.wait_for(first.wait(), 5)
         assert not running.done()
@@ -191,7 +191,7 @@ async def test_run_streams(gateway: FakeGateway, client: Client) -> None:
 
 async def test_runs_of_one_connection_wait_for_each_other(gateway: FakeGateway, client: Client) -> None:
     """Two runs at once on one connection both end, with their own outputs."""
-    async with client.session(gateway.add().id) as connection:
+    async with client.kernels.session(gateway.add().id) as connection:
         results = await asyncio.gather(*(connection.run(f"sleep 0.05\nprint {n}") for n in range(3)))
 
     assert [result.stdout for result in results] == ["0\n", "1\n", "2\n"]
@@ -199,7 +199,7 @@ async def test_runs_of_one_connection_wait_for_each_other(gateway: FakeGateway, 
 
 async def test_interrupt(gateway: FakeGateway, client: Client) -> None:
     """An interrupt ends what runs; the result says interrupted and keeps what was printed."""
-    async with client.session(gateway.add().id) as connection:
+    async with client.kernels.session(gateway.add().id) as connection:
         running = asyncio.create_task(connection.run("print a\nsleep 30\nprint b"))
         await asyncio.sleep(0.2)
         await connection.interrupt()
@@ -210,7 +210,7 @@ async def test_interrupt(gateway: FakeGateway, client: Client) -> None:
 
 async def test_timeout(gateway: FakeGateway, client: Client) -> None:
     """The gateway is told the deadline and keeps it: the status is timeout and partial output is kept."""
-    async with client.session(gateway.add().id) as connection:
+    async with client.kernels.session(gateway.add().id) as connection:
         result = await asyncio.wait_for(connection.run("print a\nsleep 30", timeout_s=0.2), 5)
         after = await connection.run("print fine")
 
@@ -224,7 +224,7 @@ async def test_timeout_of_code_that_ignores_interrupts(
     """A gateway that does not keep the deadline is not waited for beyond the slack and the grace."""
     monkeypatch.setattr("gateway.client.connection.DEADLINE_SLACK_S", 0.1)
     monkeypatch.setattr("gateway.client.connection.INTERRUPT_GRACE_S", 0.1)
-    async with client.session(gateway.add().id) as connection:
+    async with client.kernels.session(gateway.add().id) as connection:
         result = await asyncio.wait_for(connection.run("print a\nstubborn 30", timeout_s=0.1), 5)
 
     assert (result.status, result.stdout) == (ExecutionStatus.TIMEOUT, "a\n")
@@ -232,7 +232,7 @@ async def test_timeout_of_code_that_ignores_interrupts(
 
 async def test_death_has_a_reason(gateway: FakeGateway, client: Client) -> None:
     """A kernel's death is a result with the gateway's reason."""
-    async with client.session(gateway.add().id) as connection:
+    async with client.kernels.session(gateway.add().id) as connection:
         result = await connection.run("print a\ndie oom")
 
     assert (result.status, result.reason, result.stdout) == (ExecutionStatus.DEAD, DeathReason.OOM, "a\n")
@@ -240,7 +240,7 @@ async def test_death_has_a_reason(gateway: FakeGateway, client: Client) -> None:
 
 async def test_a_socket_closed_in_the_middle(gateway: FakeGateway, client: Client) -> None:
     """A server that closes mid-execution ends the run with its reason, and what had come is not lost."""
-    async with client.session(gateway.add().id) as connection:
+    async with client.kernels.session(gateway.add().id) as connection:
         with pytest.raises(ConnectionLost, match=r"closed the connection: draining \(1012\)") as caught:
             await asyncio.wait_for(connection.run("print a\nclose 1012 draining"), 5)
         assert caught.value.result.stdout == "a\n"
@@ -251,13 +251,13 @@ async def test_a_socket_closed_in_the_middle(gateway: FakeGateway, client: Clien
 async def test_no_socket_for_an_unknown_kernel(client: Client) -> None:
     """Opening a socket to a kernel that is not there is NotFound."""
     with pytest.raises(NotFound, match="does not exist"):
-        async with client.session("0-0-0-0-0"):
+        async with client.kernels.session("0-0-0-0-0"):
             pass
 
 
 async def test_code_that_is_not_text(gateway: FakeGateway, client: Client) -> None:
     """A lone surrogate cannot be sent; it is said so before anything is."""
-    async with client.session(gateway.add().id) as connection:
+    async with client.kernels.session(gateway.add().id) as connection:
         with pytest.raises(BadRequest):
             await connection.run("\ud800")
 
@@ -265,24 +265,24 @@ async def test_code_that_is_not_text(gateway: FakeGateway, client: Client) -> No
 async def test_the_gateways_own_door() -> None:
     """Client and gateway speak the same contract: every verb, both ways of executing, and the refusals."""
     async with opened() as door, Client(str(door.client.make_url("")), door.tokens["alice"]) as client:
-        assert (await client.kernelspecs()).default in (await client.kernelspecs()).kernelspecs
-        kernel = await client.create_kernel()
-        async with client.session(kernel.id) as connection:
+        assert (await client.kernelspecs.list()).default in (await client.kernelspecs.list()).kernelspecs
+        kernel = await client.kernels.create()
+        async with client.kernels.session(kernel.id) as connection:
             printed = await connection.run("print a")
             failed = await connection.run("raise X")
             late = await connection.run("wait", timeout_s=0.1)
-        rested = await client.execute(kernel.id, "print b", timeout_s=5)
-        assert [found.id for found in await client.kernels()] == [kernel.id]
-        assert (await client.restart(kernel.id)).id == kernel.id
+        rested = await client.kernels.execute(kernel.id, "print b", timeout_s=5)
+        assert [found.id for found in await client.kernels.list()] == [kernel.id]
+        assert (await client.kernels.restart(kernel.id)).id == kernel.id
         with pytest.raises(UnknownKernelSpec):
-            await client.create_kernel("cobol")
+            await client.kernels.create("cobol")
         async with Client(str(door.client.make_url("")), door.tokens["bob"]) as other:
             with pytest.raises(NotFound):
-                async with other.session(kernel.id):
+                async with other.kernels.session(kernel.id):
                     pass
-        await client.delete(kernel.id)
+        await client.kernels.delete(kernel.id)
         with pytest.raises(NotFound):
-            await client.kernel(kernel.id)
+            await client.kernels.get(kernel.id)
 
     assert (printed.status, printed.stdout.strip()) == (ExecutionStatus.OK, "a")
     assert failed.status is ExecutionStatus.ERROR

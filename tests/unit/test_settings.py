@@ -17,11 +17,14 @@ def test_written_settings_give_themselves(tmp_path, monkeypatch):
         "CELLBLOCK_QUOTAS__PRINCIPALS", '{"jwt.a@b.c": {"kernels": 3, "sockets": "unlimited"}}'
     )
     monkeypatch.setenv("CELLBLOCK_QUOTAS__CPU_S_PER_DAY", "100")
+    hooks = '[{"url": "https://h.example/a b?c=\\"d\\"", "secret_file": "/s", "events": ["limit.hit"]}]'
+    monkeypatch.setenv("CELLBLOCK_WEBHOOKS", hooks)
     first = load(server={"port": 9000})
     for name in ("SERVER__TLS__CERT", "SERVER__TLS__KEY", "AUTH__OIDC__SCOPES"):
         monkeypatch.delenv(f"CELLBLOCK_{name}")
     for name in ("PRINCIPALS", "CPU_S_PER_DAY"):
         monkeypatch.delenv(f"CELLBLOCK_QUOTAS__{name}")
+    monkeypatch.delenv("CELLBLOCK_WEBHOOKS")
     written = tmp_path / "s.toml"
     written.write_text(as_toml(first))
 
@@ -30,6 +33,7 @@ def test_written_settings_give_themselves(tmp_path, monkeypatch):
     assert again.model_dump() == first.model_dump()
     assert again.quotas.principals["jwt.a@b.c"].sockets == "unlimited"
     assert again.quotas.cpu_s_per_day == 100
+    assert again.webhooks[0].url == 'https://h.example/a b?c="d"'
     assert list(again.auth.oidc.scopes) == ["lab users"]
 
 

@@ -27,6 +27,7 @@ from gateway.models import (
     SessionRecord,
     UsageDay,
 )
+from gateway.models.jobs import JobRecord, JobStatus
 from gateway.store import SqlStore
 from gateway.store.schema import SCHEMA_VERSION, metadata
 
@@ -455,6 +456,80 @@ def test_tables_are_valid_on_postgresql():
     text = "\n".join(made)
     assert "created_at TIMESTAMP WITH TIME ZONE NOT NULL" in text
     assert "CREATE UNIQUE INDEX IF NOT EXISTS sessions_owner_path" in text
+
+
+def a_job(job_id: str = "j1", **changes) -> JobRecord:
+    """Return a job."""
+    fields = {
+        "id": job_id,
+        "owner": "alice",
+        "request_sha256": "ab" * 32,
+        "status": "running",
+        "created_at": START,
+        "expires_at": START + timedelta(hours=1),
+    }
+    return JobRecord(**(fields | changes))
+
+
+async def test_jobs(store):
+    """A job is found by id and by key, replaced, listed newest first without its body, and forgotten."""
+    first, second = a_job(), a_job("j2", created_at=START + timedelta(seconds=1), idempotency_key="k")
+    await store.add_job(first)
+    await store.add_job(second)
+    await store.add_job(a_job("j3", owner="bob", idempotency_key="k"))
+
+    with pytest.raises(Conflict):
+        await store.add_job(a_job("j4", idempotency_key="k"))
+
+    assert await store.job_by_key("alice", "k") == second
+    assert await store.job_by_key("alice", "other") is None
+
+    ended = first.model_copy(update={"status": JobStatus.OK, "body": b"\x00\xff", "ended_at": START})
+    await store.put_job(ended)
+
+    assert await store.job("j1") == ended
+    assert [job.id for job in await store.jobs("alice")] == ["j2", "j1"]
+    assert [job.body for job in await store.jobs("alice")] == [b"", b""]
+    assert len(await store.jobs()) == 3
+
+    await store.delete_job("j1")
+    await store.put_job(ended)
+
+    assert await store.job("j1") is None
+
+
+async def test_jobs_are_lost_with_their_gateway(store):
+    """What was on its way is marked; what had ended is not."""
+    await store.add_job(a_job("queued", status="queued"))
+    await store.add_job(a_job("running"))
+    await store.add_job(a_job("ok", status="ok"))
+
+    assert await store.lose_jobs(START) == 2
+
+    assert {job.id: job.status for job in await store.jobs()} == {
+        "queued": JobStatus.LOST,
+        "running": JobStatus.LOST,
+        "ok": JobStatus.OK,
+    }
+
+
+async def test_jobs_are_trimmed(store):
+    """Expired ones go, and an owner's oldest past a number or a size; what runs stays, and others' do."""
+    for number in range(6):
+        fields = {"created_at": START + timedelta(seconds=number), "status": "ok", "body": b"x" * 100}
+        await store.add_job(a_job(f"j{number}", **fields))
+    await store.add_job(a_job("gone", status="ok", expires_at=START))
+    await store.add_job(a_job("runs", expires_at=START))
+    await store.add_job(a_job("bobs", owner="bob", status="ok", body=b"x" * 1000))
+
+    await store.trim_jobs(START, most=1, most_bytes=1)
+    assert len(await store.jobs()) == 8
+
+    await store.trim_jobs(START, "alice", most=4, most_bytes=10_000)
+    assert {job.id for job in await store.jobs()} == {"j2", "j3", "j4", "j5", "runs", "bobs"}
+
+    await store.trim_jobs(START, "alice", most=4, most_bytes=250)
+    assert {job.id for job in await store.jobs()} == {"j4", "j5", "runs", "bobs"}
 
 
 async def test_usage_of_days(tmp_path):

@@ -15,9 +15,13 @@ import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.errors import InsufficientStorage, NotFound
+from gateway.models import DeathReason, Limits
 from gateway.settings import LogSettings
 from gateway.store import SqlStore
 from gateway.telemetry import Metrics, configure_logging, scrub_text
+from gateway.telemetry.metrics import MOST_LIMITS
+from tests.doubles import ManualClock, MemoryHost, MemoryKernel, kernelspec
 
 SECRET = "s3cretpart" + "A" * 33
 TOKEN = f"cb_0123456789ab_{SECRET}"
@@ -225,7 +229,7 @@ def test_metrics_render_with_help_and_prefix():
     """Every metric is ours by name, has a help text, and shows what was counted."""
     metrics = Metrics()
     metrics.requests.labels("/api/kernels/{id}", "GET", "200").inc()
-    metrics.kernel_starts.labels("python3", "ok").inc()
+    metrics.kernel_starts.labels("python3", "ok", "cold").inc()
     metrics.kernel_start_seconds.observe(0.3)
     metrics.kernel_deaths.labels("oom").inc(2)
     metrics.executions.labels("ok").inc()
@@ -252,3 +256,39 @@ def test_metrics_do_not_share():
     assert b"cellblock_sockets 1.0" in first.render()
     assert b"cellblock_sockets 0.0" in second.render()
     assert b"cellblock_" not in prometheus_client.generate_latest()
+
+
+def test_limits_fill_no_registry():
+    """Names of limits past a bound become one, whoever should make them up."""
+    metrics = Metrics()
+    for number in range(1000):
+        metrics.hit(f"limit_{number}")
+
+    text = metrics.render().decode()
+    assert text.count("cellblock_limits_hit_total{") == MOST_LIMITS + 1
+    assert f'cellblock_limits_hit_total{{limit="other"}} {1000 - MOST_LIMITS}.0' in text
+
+
+def test_refusals_are_counted_by_code():
+    """Every error that somebody is answered with counts by its code, want of room as a limit too."""
+    metrics = Metrics()
+    metrics.refused(NotFound("none"))
+    metrics.refused(InsufficientStorage("full", reason="disk"))
+
+    text = metrics.render().decode()
+    assert 'cellblock_refusals_total{code="not_found"} 1.0' in text
+    assert 'cellblock_refusals_total{code="insufficient_storage"} 1.0' in text
+    assert 'cellblock_limits_hit_total{limit="storage"} 1.0' in text
+
+
+def test_states_are_those_of_the_moment():
+    """The gauge of states asks the host whenever somebody looks."""
+    metrics, host = Metrics(), MemoryHost(ManualClock())
+    metrics.follow(host)
+    host.kernels["k"] = MemoryKernel("k", "alice", kernelspec(), Limits(), ManualClock())
+    assert b'cellblock_kernel_states{state="idle"} 1.0' in metrics.render()
+
+    host.kernels["k"].die(DeathReason.OOM)
+
+    assert b'cellblock_kernel_states{state="idle"} 0.0' in metrics.render()
+    assert b'cellblock_kernel_states{state="dead"} 1.0' in metrics.render()

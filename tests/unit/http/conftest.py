@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from gateway.auth import KeyRing
+from gateway.auth import DerivedTokens, KeyRing
 from gateway.http.app import build
+from gateway.mcp.mount import Mount
+from gateway.mcp.server import ToolServer
 from gateway.models import DEFAULT_SCOPES, Scope
-from gateway.services.archives import ArchiveService
-from gateway.services.artifacts import ArtifactService
-from gateway.services.executions import ExecutionService
-from gateway.services.files import FileService
-from gateway.services.kernels import KernelService
+from gateway.ports.tracing import NoTracer
 from gateway.services.quotas import Quotas
-from gateway.services.sessions import SessionService
-from gateway.services.workspaces import WorkspaceService
+from gateway.services.readiness import Readiness
+from gateway.services.sandbox_cases import SandboxCases
+from gateway.services.use_cases import UseCases
 from gateway.settings import QuotaSettings, ServerSettings, Settings
 from gateway.telemetry import Metrics
+from gateway.toolbox.toolbox import Toolbox
+from gateway.webhooks import Webhooks
 from tests.doubles import ManualClock, MemoryAudit, MemoryHost, MemoryKernel, MemoryStore, kernelspec
 
 if TYPE_CHECKING:
@@ -81,22 +82,40 @@ async def opened(*, specs: Any = None, quota: Any = None, **server: Any) -> Asyn
     quotas, audit = Quotas(settings, store, clock), MemoryAudit()
     offered = specs or (kernelspec(), kernelspec("bash", env={"SECRET": "x"}))
     host = MemoryHost(clock, specs=offered, gate=quotas)
-    kernels = KernelService(host, store, clock, settings, quotas, audit=audit)
-    keys = KeyRing(store, b"p" * 32, clock)
-    files = FileService(kernels, settings, audit)
-    app = build(
+    use_cases = UseCases.over(
+        host,
+        store,
+        clock=clock,
         settings=settings,
-        kernels=kernels,
-        executions=ExecutionService(kernels, clock, settings, audit),
-        sessions=SessionService(kernels, store, clock, audit),
-        files=files,
-        archives=ArchiveService(files, settings),
-        artifacts=ArtifactService(files),
-        workspaces=WorkspaceService(host, settings, quotas, audit),
         quotas=quotas,
+        audit=audit,
+        notifier=Webhooks(()),
+    )
+    keys = KeyRing(store, b"p" * 32, clock)
+    readiness = Readiness(host, store, audit, clock, settings, told=metrics.ready.set)
+    e2b = SandboxCases.over(
+        use_cases,
+        host,
+        store,
+        clock=clock,
+        settings=settings,
+        audit=audit,
+        authenticator=keys,
+        tokens=DerivedTokens(b"p" * 32),
+    )
+    toolbox = Toolbox(use_cases, settings=settings.mcp, audit=audit)
+    mount = Mount(ToolServer(toolbox, clock, version="0.0.test", extended=False), max_body_bytes=4096)
+    app = build(
+        use_cases,
+        settings=settings,
+        toolbox=toolbox,
+        mcp=mount,
+        e2b=e2b,
         audit=audit,
         authenticator=keys,
         metrics=metrics,
+        tracer=NoTracer(),
+        readiness=readiness,
         clock=clock,
         started=clock.now(),
         version="0.0.test",
@@ -104,7 +123,7 @@ async def opened(*, specs: Any = None, quota: Any = None, **server: Any) -> Asyn
     tokens = {name: (await keys.create(name, DEFAULT_SCOPES))[0] for name in ("alice", "bob")}
     tokens["root"] = (await keys.create("root", [Scope.ADMIN]))[0]
     tokens["reader"] = (await keys.create("alice", [Scope.KERNELS]))[0]
-    async with TestClient(TestServer(app)) as client:
+    async with mount, TestClient(TestServer(app)) as client:
         yield Door(app, client, host, store, clock, keys, metrics, quotas, tokens, audit)
 
 

@@ -8,12 +8,13 @@ import pytest
 
 from gateway.http.access import PUBLIC, Access, Rule
 from gateway.http.app import drain
-from gateway.http.routes import ROUTES, Route
+from gateway.http.route import Route
+from gateway.http.routes import PLAIN_ROUTES, ROUTES
 from gateway.models import ExecuteRequest
 
-GUARDED = [route for route in ROUTES if route.access.rule is not Rule.PUBLIC]
-OWNED = [route for route in ROUTES if route.access.rule is Rule.OWNER]
-CHANGING = [route for route in ROUTES if route.changes]
+GUARDED = [route for route in PLAIN_ROUTES if route.access.rule is not Rule.PUBLIC]
+OWNED = [route for route in PLAIN_ROUTES if route.access.rule is Rule.OWNER]
+CHANGING = [route for route in PLAIN_ROUTES if route.changes]
 MISSING = "11111111-2222-3333-4444-555555555555"
 
 
@@ -55,11 +56,14 @@ def test_only_harmless_routes_are_public():
     """What needs no credential is named here, so that a new public route is a decision."""
     assert {route.path for route in ROUTES if route.access is PUBLIC} == {
         "/healthz",
+        "/readyz",
         "/api",
         "/api/openapi.json",
         "/api/docs",
+        "/.well-known/oauth-protected-resource",
+        "/.well-known/oauth-protected-resource/mcp",
     }
-    assert len(GUARDED) + 4 == len(ROUTES)
+    assert len(GUARDED) + 7 == len(PLAIN_ROUTES)
 
 
 def test_every_route_with_an_id_is_owned():

@@ -6,13 +6,60 @@ import re
 
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from gateway.http.routes import ROUTES
+from gateway.errors import KernelStartFailed
+from gateway.http.app import drain
+from gateway.http.routes import PLAIN_ROUTES
 
 
 async def test_public_routes(door):
     """Version and health need no credential."""
     assert (await door.call("GET", "/api", who=None))[:2] == (200, {"version": "0.0.test"})
     assert (await door.call("GET", "/healthz", who=None))[:2] == (200, {"status": "ok"})
+
+
+async def test_ready_needs_no_credential_and_costs_one_trial(door):
+    """Readiness is everybody's to ask, and who asks again is answered from the last trial."""
+    for _ in range(10):
+        status, body, _ = await door.call("GET", "/readyz", who=None)
+        assert (status, body["status"], body["checks"]["cell"]) == (200, "ready", "ok")
+
+    assert (door.host.trials, door.host.starts) == (1, 0)
+
+
+async def test_not_ready(door):
+    """What is not ready is 503 in the one shape of errors, with when to ask again, and no detail."""
+    door.host.failure = KernelStartFailed("The kernel said: /etc/passwd", reason="crashed")
+
+    status, body, headers = await door.call("GET", "/readyz", who=None)
+
+    assert (status, body["code"], body["reason"]) == (503, "kernel_start_failed", "crashed")
+    assert "passwd" not in body["message"]
+    assert 1 <= int(headers["Retry-After"]) <= 5
+
+
+async def test_a_draining_gateway_is_not_ready(door):
+    """Once the gateway drains it is not ready, whatever it was, and no cell is tried."""
+    await drain(door.app)
+
+    status, body, _ = await door.call("GET", "/readyz", who=None)
+
+    assert (status, body["code"], door.host.trials) == (503, "shutting_down", 0)
+    assert (await door.call("GET", "/healthz", who=None))[0] == 200
+
+
+async def test_doors_and_refusals_are_counted(door):
+    """Requests count at their door, and what is answered with an error by its code."""
+    kernel = await door.kernel()
+    await door.call("GET", "/api/kernels/none")
+    await door.call("GET", "/nowhere")
+    async with door.channels(kernel.id) as socket:
+        await socket.send_str("{}")
+        await socket.receive()
+    text = door.metrics.render().decode()
+
+    assert 'cellblock_door_requests_total{door="rest"} 3.0' in text
+    assert 'cellblock_door_requests_total{door="websocket"} 1.0' in text
+    assert 'cellblock_refusals_total{code="not_found"} 2.0' in text
 
 
 async def test_status_is_the_callers_own(door):
@@ -61,7 +108,7 @@ async def test_openapi_is_valid_and_complete(door):
     assert status == 200
     OpenAPIV31SpecValidator(document).validate()
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert described == {(route.method, route.path) for route in ROUTES}
+    assert described == {(route.method, route.path) for route in PLAIN_ROUTES}
     ids = [one["operationId"] for methods in document["paths"].values() for one in methods.values()]
     assert len(ids) == len(set(ids))
     execute = document["paths"]["/api/kernels/{kernel_id}/execute"]["post"]

@@ -161,9 +161,9 @@ async def test_usage_is_kept_when_the_store_fails():
 
 
 async def test_cpu_per_day():
-    """CPU time is charged once; past the quota what runs is interrupted, and ended if it goes on."""
-    world = World(cpu_s_per_day=100)
-    meter = Meter(world.host, world.kernels, world.quotas, world.clock)
+    """CPU time is charged once; past the quota what runs is interrupted, then ended, on record."""
+    world, audit = World(cpu_s_per_day=100), MemoryAudit()
+    meter = Meter(world.host, world.kernels, world.quotas, world.clock, audit)
     kernel, idle = await world.create(), await world.create()
     kernel.cpu_s, idle.cpu_s = 60, 1
     await meter.look()
@@ -182,6 +182,9 @@ async def test_cpu_per_day():
     await meter.look()
 
     assert world.host.removed == [(kernel.id, DeathReason.CPU)]
+    [event] = audit.events
+    assert (event.action, event.kernel_id, event.reason) == ("kernel.die", kernel.id, "cpu")
+    assert event.extra == {"owner": "alice"}
     assert idle.id in world.host.kernels
     [day] = await world.store.usage_on(world.clock.now().date())
     assert day.cpu_s == 116
@@ -196,7 +199,7 @@ async def test_cpu_of_short_lives():
     await world.kernels.restart(ALICE, restarted.id)
     restarted.cpu_s = 4
     world.clock.advance(100)
-    later = Meter(world.host, world.kernels, world.quotas, world.clock)
+    later = Meter(world.host, world.kernels, world.quotas, world.clock, MemoryAudit())
     adopted = await world.create(BOB)
     adopted.cpu_s = 500
     world.clock.advance(1)

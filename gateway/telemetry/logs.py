@@ -1,4 +1,4 @@
-"""What operators see: structured logs without secrets, and metrics."""
+"""Structured logs without secrets."""
 
 from __future__ import annotations
 
@@ -9,16 +9,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-    from gateway.models import ExecutionRecord
     from gateway.settings import LogSettings
-
-log = structlog.get_logger(__name__)
 
 REDACTED = "***"
 
@@ -112,6 +107,9 @@ def configure_logging(settings: LogSettings) -> None:
     root.setLevel(settings.level.upper())
     # At debug it logs the parameters of every statement, environments and hashes among them.
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
+    # At debug they log what clients send, and at info every exchange, which has its line already.
+    for name in ("mcp", "sse_starlette"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     # A record that cannot be formatted would be dumped to stderr as it is, arguments and all.
     logging.raiseExceptions = False
     structlog.configure(
@@ -119,80 +117,3 @@ def configure_logging(settings: LogSettings) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.make_filtering_bound_logger(settings.level),
     )
-
-
-class Metrics:
-    """The gateway's metrics, in a registry of their own.
-
-    The values of labels come from closed sets (route templates, kernelspecs, reasons), never from users.
-    """
-
-    content_type = CONTENT_TYPE_PLAIN_0_0_4
-
-    def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "cellblock_requests",
-            "HTTP requests, by route template, method and status.",
-            ["route", "method", "status"],
-            registry=registry,
-        )
-        self.kernel_starts = Counter(
-            "cellblock_kernel_starts",
-            "Kernels asked for, by kernelspec and outcome.",
-            ["spec", "outcome"],
-            registry=registry,
-        )
-        self.kernel_start_seconds = Histogram(
-            "cellblock_kernel_start_seconds",
-            "Seconds from asking for a kernel to its first answer.",
-            buckets=(0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40),
-            registry=registry,
-        )
-        self.kernel_deaths = Counter(
-            "cellblock_kernel_deaths", "Kernels that ended, by reason.", ["reason"], registry=registry
-        )
-        self.executions = Counter(
-            "cellblock_executions", "Executions that ended, by status.", ["status"], registry=registry
-        )
-        self.execution_seconds = Histogram(
-            "cellblock_execution_seconds",
-            "Seconds from an execute request to its end.",
-            buckets=(0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800),
-            registry=registry,
-        )
-        self.kernels = Gauge("cellblock_kernels", "Kernels that live now.", registry=registry)
-        self.sockets = Gauge("cellblock_sockets", "WebSockets that are open now.", registry=registry)
-        self.dropped_messages = Counter(
-            "cellblock_dropped_messages",
-            "Messages that were not delivered, by reason.",
-            ["reason"],
-            registry=registry,
-        )
-
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format, to be sent as `content_type`."""
-        return generate_latest(self._registry)
-
-
-class ExecutionLog:
-    """Counts and logs every execution that ended, with a hash of its code: a `ports.ExecutionObserver`."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-
-    def ended(self, record: ExecutionRecord) -> None:
-        """Take the record of an execution."""
-        self._metrics.executions.labels(record.status.value).inc()
-        self._metrics.execution_seconds.observe(record.duration_s)
-        log.info(
-            "execution_ended",
-            kernel=record.kernel_id,
-            owner=record.owner,
-            status=record.status.value,
-            reason=record.reason,
-            duration_s=round(record.duration_s, 6),
-            output_bytes=record.output_bytes,
-            code_sha256=record.code_sha256,
-            request_id=record.origin.request_id,
-        )

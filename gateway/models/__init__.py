@@ -8,7 +8,10 @@ from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
+
+from gateway.models.base import Frozen as Frozen
+from gateway.models.base import Model as Model
 
 Channel = Literal["shell", "control", "stdin", "iopub"]
 CHANNELS: tuple[Channel, ...] = ("shell", "control", "stdin", "iopub")
@@ -19,18 +22,6 @@ PrincipalName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-
 def timestamp(moment: datetime) -> str:
     """Format a UTC moment as Jupyter clients parse it: always six digits and a Z (jupyter_server's model)."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class Model(BaseModel):
-    """A value that refuses unknown fields."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Frozen(BaseModel):
-    """A value that refuses unknown fields and never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ExecutionState(StrEnum):
@@ -164,12 +155,16 @@ class Execution(Model):
 
 
 class WorkspaceChoice(Frozen):
-    """A home that persists: its name, what it may hold when it is made, and what all of its owner's may."""
+    """A home that persists: its name, what it may hold when it is made, and what all of its owner's may.
+
+    A shared one is had by other kernels of its owner's as well, if they say the same.
+    """
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
     size_bytes: int
     inodes: int
     budget_bytes: int | None = None
+    shared: bool = False
 
 
 class WorkspaceFacts(Model):
@@ -290,7 +285,7 @@ class ExecutionResult(Model):
     artifacts: Artifacts | None = None
 
 
-Door = Literal["rest", "websocket", "gateway", "cli"]
+Door = Literal["rest", "websocket", "rpc", "mcp", "e2b", "gateway", "cli"]
 
 
 class Origin(Frozen):
@@ -301,10 +296,15 @@ class Origin(Frozen):
     door: Door
     address: str | None = None
     request_id: str | None = None
+    traceparent: str | None = Field(None, description="W3C's name of the request's span, where it is traced.")
 
 
 class ExecutionRecord(Frozen):
-    """One ended execution, whatever its door; `output_bytes` counts what the kernel sent for it."""
+    """One ended execution, whatever its door; `output_bytes` counts what the kernel sent for it.
+
+    `queue_s` is how long it waited until the kernel began with it, None when it never did; `cut_bytes` of
+    its output were not passed on.
+    """
 
     id: str
     kernel_id: str
@@ -317,6 +317,8 @@ class ExecutionRecord(Frozen):
     started_at: datetime
     duration_s: float
     output_bytes: int
+    queue_s: float | None = None
+    cut_bytes: int = 0
 
 
 class AuditAction(StrEnum):
@@ -324,6 +326,7 @@ class AuditAction(StrEnum):
 
     GATEWAY_START = "gateway.start"
     GATEWAY_STOP = "gateway.stop"
+    GATEWAY_TRIAL = "gateway.trial"
     KERNEL_CREATE = "kernel.create"
     KERNEL_DELETE = "kernel.delete"
     KERNEL_INTERRUPT = "kernel.interrupt"
@@ -340,9 +343,27 @@ class AuditAction(StrEnum):
     EXECUTION_END = "execution.end"
     EXECUTION_INTERRUPT = "execution.interrupt"
     EXECUTION_CANCEL = "execution.cancel"
+    COMMAND_RUN = "command.run"
+    PROCESS_START = "process.start"
+    PROCESS_INPUT = "process.input"
+    PROCESS_SIGNAL = "process.signal"
+    PROCESS_LIST = "process.list"
+    JOB_CREATE = "job.create"
+    JOB_CANCEL = "job.cancel"
+    TOOL_CALL = "tool.call"
+    TOOL_ANSWER = "tool.answer"
+    CONTEXT_KEEP = "context.keep"
+    AGENT_CALL = "agent.call"
     SESSION_CREATE = "session.create"
     SESSION_CHANGE = "session.change"
     SESSION_DELETE = "session.delete"
+    SANDBOX_CREATE = "sandbox.create"
+    SANDBOX_CONNECT = "sandbox.connect"
+    SANDBOX_CHANGE = "sandbox.change"
+    SANDBOX_PAUSE = "sandbox.pause"
+    SANDBOX_RESUME = "sandbox.resume"
+    SANDBOX_DELETE = "sandbox.delete"
+    SANDBOX_END = "sandbox.end"
     KEY_CREATE = "key.create"
     KEY_REVOKE = "key.revoke"
     FILE_LIST = "file.list"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import date, datetime
 from typing import IO, Literal, Protocol, Self
 
@@ -33,6 +34,10 @@ from gateway.models import (
     WorkspaceChoice,
     WorkspaceFacts,
 )
+from gateway.models.jobs import JobRecord
+from gateway.models.sandboxes import SandboxRecord
+from gateway.ports.processes import KernelProcesses as KernelProcesses
+from gateway.ports.processes import ToolDesk as ToolDesk
 
 
 class Clock(Protocol):
@@ -97,6 +102,11 @@ class KernelHandle(Protocol):
         """Why the kernel died last, if it is dead or was restarted after a death."""
         ...
 
+    @property
+    def generation(self) -> int:
+        """Since which of its starts it runs, as this gateway counts them: it knows nothing of before."""
+        ...
+
     def idle_for_s(self) -> float:
         """Return seconds since the last activity of a user's; 0 while busy."""
         ...
@@ -144,6 +154,8 @@ class KernelHandle(Protocol):
         origin: Origin | None = None,
     ) -> None:
         """Send a client's message to the kernel; replies come to this subscriber, its record has `origin`.
+
+        One without an origin is the gateway's own: neither recorded nor counted.
 
         An execute_request gets a deadline of `timeout_s`: `limits.timeout_s` when None, and at most
         `limits.max_timeout_s`.
@@ -199,6 +211,21 @@ class KernelHandle(Protocol):
 
     def files(self) -> KernelFiles:
         """Return the way to the files of its home. Raises KernelDead."""
+        ...
+
+    def processes(self) -> KernelProcesses:
+        """Return the way to the processes of its cell. Raises KernelDead."""
+        ...
+
+    def serve_tools(self, desk: ToolDesk) -> AbstractContextManager[None]:
+        """Have a desk answer what code in the cell asks of tools, while the body runs; the newest one does.
+
+        Outside of any, code that asks is told that there are no tools.
+        """
+        ...
+
+    def touch(self) -> None:
+        """Note activity of its owner's: its idle time begins anew."""
         ...
 
 
@@ -352,6 +379,15 @@ class KernelHost(Protocol):
         """
         ...
 
+    def trial(self, spec: KernelSpec, limits: Limits) -> AbstractAsyncContextManager[KernelHandle]:
+        """Give a kernel of the gateway's own, ended with the body: it is in no list and takes no place.
+
+        Raises:
+            SandboxUnavailable: no confined cell can be had.
+            KernelStartFailed: the kernel did not come up in its cell.
+        """
+        ...
+
     async def workspaces(self, owner: str) -> Sequence[WorkspaceFacts]:
         """Return an owner's workspaces by name."""
         ...
@@ -438,6 +474,50 @@ class Store(Protocol):
 
     async def add_usage(self, usage: Sequence[UsageDay]) -> None:
         """Add to what is kept of principals' days, all or nothing; days long past are forgotten."""
+        ...
+
+    async def add_job(self, job: JobRecord) -> None:
+        """Keep a new execution. Raises Conflict when its owner has used its idempotency key already."""
+        ...
+
+    async def put_job(self, job: JobRecord) -> None:
+        """Keep what became of an execution, if it is still there."""
+        ...
+
+    async def job(self, job_id: str) -> JobRecord | None:
+        """Return an execution by id."""
+        ...
+
+    async def job_by_key(self, owner: str, idempotency_key: str) -> JobRecord | None:
+        """Return the execution that an owner asked for with a key."""
+        ...
+
+    async def jobs(self, owner: str | None = None) -> list[JobRecord]:
+        """Return an owner's executions, or everybody's, newest first and without their bodies."""
+        ...
+
+    async def delete_job(self, job_id: str) -> None:
+        """Forget an execution."""
+        ...
+
+    async def lose_jobs(self, at: datetime) -> int:
+        """Mark what was on its way as lost: its gateway is gone. Return how many that were."""
+        ...
+
+    async def trim_jobs(self, now: datetime, owner: str | None = None, *, most: int, most_bytes: int) -> None:
+        """Forget ended executions: expired ones and, of an owner's, the oldest past a number or size."""
+        ...
+
+    async def put_sandbox(self, sandbox: SandboxRecord) -> None:
+        """Keep or replace a sandbox's record."""
+        ...
+
+    async def sandboxes(self) -> list[SandboxRecord]:
+        """Return all sandboxes' records, oldest first."""
+        ...
+
+    async def delete_sandbox(self, sandbox_id: str) -> None:
+        """Forget a sandbox."""
         ...
 
     async def close(self) -> None:
