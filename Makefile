@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 # test files that run at once: they wait more than they compute
 JOBS ?= 3
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint audit demo lock
+.PHONY: help setup run test lint audit demo bench lock
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,13 @@ audit: ## look for secrets in tracked files and known vulnerabilities of what is
 
 demo: ## run the example notebooks through a gateway of their own
 	@scripts/demo
+
+bench: ## measure against the incumbents, 30 minutes (QUICK=1 for 3; ONLY="trips output", PUBLISH=1)
+	@scripts/setup
+	@$(PYTHON) benchmarks/environments.py
+	@.venv-bench/client/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(DISTURBED),--disturbed) \
+		$(if $(PUBLISH),--publish) $(if $(SEED),--seed $(SEED)) $(if $(NAME),--name $(NAME)) \
+		$(foreach name,$(ONLY),--only $(name))
 
 lock: ## pin all requirements afresh, by pip's resolver
 	@scripts/setup

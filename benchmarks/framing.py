@@ -9,7 +9,7 @@ import hmac
 import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
@@ -30,6 +30,20 @@ class Said:
     parent_id: str
     content: Any
     buffers: Sequence[bytes] = ()
+
+
+class Framing(Protocol):
+    """How messages lie in WebSocket frames; `protocols` is what to offer for it."""
+
+    protocols: Sequence[str]
+
+    def encode(self, header: dict[str, str], content: dict[str, object]) -> bytes | str:
+        """Return the frame of a request on the shell channel."""
+        ...
+
+    def decode(self, frame: Any) -> Said:
+        """Return the message of a frame."""
+        ...
 
 
 def request(msg_type: str, msg_id: str, session: str) -> dict[str, str]:
@@ -59,7 +73,7 @@ def execute_content(code: str) -> dict[str, object]:
 class V1Framing:
     """Binary frames with an offset table: v1.kernel.websocket.jupyter.org."""
 
-    protocols = (V1,)
+    protocols: Sequence[str] = (V1,)
 
     def encode(self, header: dict[str, str], content: dict[str, object]) -> bytes:
         """Return the frame of a request on the shell channel."""
@@ -82,7 +96,7 @@ class V1Framing:
 class LegacyFraming:
     """Jupyter's older framing: JSON as text, or JSON and buffers as a binary frame."""
 
-    protocols = ()
+    protocols: Sequence[str] = ()
 
     def encode(self, header: dict[str, str], content: dict[str, object]) -> str:
         """Return the frame of a request on the shell channel."""

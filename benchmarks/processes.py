@@ -37,8 +37,8 @@ def use_of(pids: Iterable[int]) -> Use:
             cpu += cpu_s(pid)
             pss += memory.get("Pss", 0)
             rss += memory.get("Rss", 0)
-            descriptors += len(os.listdir(PROC / str(pid) / "fd"))
-            threads += len(os.listdir(PROC / str(pid) / "task"))
+            descriptors += _entries(PROC / str(pid) / "fd")
+            threads += _entries(PROC / str(pid) / "task")
     return Use(cpu, pss, rss, descriptors, threads)
 
 
@@ -49,18 +49,18 @@ def cpu_s(pid: int) -> float:
 
 
 def descendants(ancestors: Iterable[int]) -> list[int]:
-    """List all processes below some, which are not in the list themselves."""
+    """List all processes below some, each once."""
     children: dict[int, list[int]] = {}
     for entry in PROC.glob("[1-9]*"):
         with contextlib.suppress(OSError):
             children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
-    found: list[int] = []
+    found: set[int] = set()
     waiting = list(ancestors)
     while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
+        below = set(children.get(waiting.pop(), ())) - found
+        found |= below
         waiting += below
-    return found
+    return sorted(found)
 
 
 def with_argument(mark: str) -> list[int]:
@@ -100,6 +100,10 @@ def _born(pid: int) -> str | None:
     except OSError:
         return None
     return None if fields[0] == "Z" else fields[19]
+
+
+def _entries(path: Path) -> int:
+    return sum(1 for _ in path.iterdir())
 
 
 def _stat(pid: int) -> list[str]:

@@ -215,7 +215,7 @@ class McpSettings(Group):
         1 << 20, ge=1024, le=64 << 20, description="Largest file that a call writes, or reads as a resource."
     )
     read_bytes: int = Field(
-        256 << 10, ge=1024, le=64 << 20, description="What one call of read_file reads; the rest by more."
+        128 << 10, ge=1024, le=64 << 20, description="What one call of read_file reads; the rest by more."
     )
     progress_s: float = Field(
         3.0, ge=0.1, le=5.0, description="Seconds between reports of progress, to clients that ask for them."

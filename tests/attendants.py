@@ -1,4 +1,4 @@
-"""A real attendant without a cell: the program that cells get, over a socket pair, beside a kernel that sleeps."""
+"""A real attendant without a cell: the program that cells get, beside something that sleeps for a kernel."""
 
 from __future__ import annotations
 

@@ -16,11 +16,13 @@ from pydantic import SecretStr
 
 from gateway.errors import (
     AuditUnavailable,
+    BadRequest,
     Conflict,
     GatewayError,
     KernelDead,
     LimitReached,
     NotFound,
+    SandboxUnavailable,
     StoreUnavailable,
 )
 from gateway.models import (
@@ -46,6 +48,7 @@ from gateway.models import (
     timestamp,
 )
 from gateway.models.jobs import JobRecord, JobStatus
+from gateway.models.processes import CellProcess, Chunk, Command, Process, ProcessOutput, Snapshot
 from gateway.protocol.messages import content, make
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from datetime import date
 
     from gateway.models import WorkspaceChoice, WorkspaceFacts
+    from gateway.models.sandboxes import SandboxRecord
     from gateway.ports import Clock, ExecutionGate, KernelHandle, KernelHost, Store, Subscriber
 
 
@@ -116,6 +120,93 @@ class MemoryAudit:
         self.admit()
 
 
+class MemoryProcesses:
+    """Processes in memory: `say X` writes X and ends, `exit N` ends so, `wait` runs until it is signalled."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Process] = {}
+        self.texts: dict[str, str] = {}
+        self.signals: list[int] = []
+        self.written: list[bytes] = []
+        self.stubborn = self.paused = False
+
+    async def start(self, command: Command, *, stdin: bool) -> Process:
+        """Start one, a turn of the loop later."""
+        await asyncio.sleep(0)
+        self._check()
+        word, _, rest = (command.command or "").partition(" ")
+        if word not in {"say", "exit", "wait"}:
+            raise BadRequest("It cannot be run.", reason="cannot_run")
+        process = Process(
+            id=f"{len(self.texts):012x}", pid=100, argv=(word, rest), state="running", started_at="then"
+        )
+        self.texts[process.id] = rest if word == "say" else ""
+        self.known[process.id] = process
+        if word != "wait":
+            self._end(process.id, int(rest) if word == "exit" else 0)
+        return process
+
+    async def listing(self) -> list[Process]:
+        """Return those that are known."""
+        return list(self.known.values())
+
+    async def read(self, process_id: str, *, cursor: int, wait_s: float) -> ProcessOutput:
+        """Return all of the text after a cursor."""
+        self._find(process_id)
+        text = self.texts[process_id][cursor:]
+        if not text and self.known[process_id].state == "running":
+            await asyncio.sleep(min(wait_s, 0.01))
+        return ProcessOutput(
+            chunks=[Chunk(stream="stdout", text=text)] if text else [],
+            cursor=cursor + len(text),
+            process=self._find(process_id),
+        )
+
+    async def write(self, process_id: str, data: bytes, *, eof: bool = False) -> None:
+        """Note what is written."""
+        self._find(process_id)
+        self.written.append(data)
+
+    async def signal(self, process_id: str, number: int) -> None:
+        """Note a signal, and end who is not stubborn."""
+        self._check()
+        self._find(process_id)
+        self.signals.append(number)
+        if not self.stubborn or number == 9:
+            self._end(process_id, -number)
+
+    async def remove(self, process_id: str) -> None:
+        """Forget one."""
+        self._check()
+        self._find(process_id)
+        del self.known[process_id]
+
+    async def tree(self) -> list[CellProcess]:
+        """Return nothing."""
+        return []
+
+    async def kill(self, pid: int, number: int) -> None:
+        """Note a signal."""
+        self.signals.append(number)
+
+    async def snapshot(self, *, packages: bool = False) -> Snapshot:
+        """Refuse: there is no system."""
+        raise SandboxUnavailable("There is no attendant.", reason="attendant_gone")
+
+    def _find(self, process_id: str) -> Process:
+        if process_id not in self.known:
+            raise NotFound("Process does not exist.")
+        return self.known[process_id]
+
+    def _end(self, process_id: str, code: int) -> None:
+        update = {"state": "ended", "exit_code": code, "ended_at": "later"}
+        self.known[process_id] = self.known[process_id].model_copy(update=update)
+
+    def _check(self) -> None:
+        if self.paused:
+            raise Conflict("The kernel is paused.", reason="paused")
+
+
 class MemoryKernel:
     """A kernel that answers from memory, a turn of the loop later, one execution at a time."""
 
@@ -146,6 +237,7 @@ class MemoryKernel:
         self.paused = False
         self.interrupts = 0
         self.restarts = 0
+        self.beside = MemoryProcesses()
         self.generation = 1
         self._profile = spec.profile
         self._clock = clock
@@ -254,6 +346,16 @@ class MemoryKernel:
     async def usage(self) -> Usage:
         """Return figures that nobody measured."""
         return Usage(memory_bytes=1, cpu_s=self.cpu_s, pids=1)
+
+    def processes(self) -> MemoryProcesses:
+        """Return the processes beside it."""
+        if self.state is ExecutionState.DEAD:
+            raise KernelDead("The kernel is dead.")
+        return self.beside
+
+    def touch(self) -> None:
+        """Note activity."""
+        self._active = self._clock.monotonic()
 
     def executions(self) -> list[Execution]:
         """Return none: what runs here has ended before anybody could ask."""

@@ -13,11 +13,12 @@ from benchmarks.wires.channels import Channels
 from benchmarks.wires.wire import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
+    from benchmarks.framing import Framing
     from benchmarks.wires.wire import Wire
 
-FRAMINGS = {"v1": V1Framing, "legacy": LegacyFraming}
+FRAMINGS: dict[str, Callable[[], Framing]] = {"v1": V1Framing, "legacy": LegacyFraming}
 
 
 class JupyterApi:

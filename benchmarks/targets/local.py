@@ -1,4 +1,4 @@
-"""Kernels without a server and without a cell, over ipc: the floor. By ZeroMQ alone, and by jupyter_client."""
+"""Kernels without a server and without a cell, over ipc: the floor, by ZeroMQ alone and by jupyter_client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 
-from benchmarks.processes import Family
+from benchmarks.processes import Family, with_argument
 from benchmarks.targets.incumbents import KERNEL_ARGV, KERNELSPEC, own_directories, write_kernelspec
 from benchmarks.targets.target import Kernel
 from benchmarks.wires.manager import JupyterClient
@@ -39,7 +39,9 @@ class Local:
 
     async def __aenter__(self) -> Self:
         self._home = Path(tempfile.mkdtemp(prefix="bench-"))
-        self._env = {**os.environ, **own_directories(self._home)}
+        # as jupyter_client has it: a kernel ends itself when we are gone
+        parent = {"JPY_PARENT_PID": str(os.getpid())}
+        self._env = {**os.environ, **own_directories(self._home), **parent}
         return self
 
     async def __aexit__(
@@ -84,7 +86,7 @@ class Bare(Local):
         file = self._home / f"{kernel_id}.json"
         file.write_text(json.dumps(connection))
         argv = [part.format(connection_file=file) for part in KERNEL_ARGV]
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: ASYNC220 - a fork is what is measured
             argv,
             env=self._env,
             cwd=self._home,
@@ -160,6 +162,5 @@ class Managed(Local):
 
     def kernel_pids(self) -> Sequence[int]:
         """Return the kernels' processes."""
-        return [
-            manager.provisioner.pid for manager in self._managers.values() if manager.provisioner is not None
-        ]
+        managers = self._managers.values()
+        return [pid for manager in managers for pid in with_argument(str(manager.connection_file))]

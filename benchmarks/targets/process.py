@@ -43,7 +43,7 @@ class ServerProcess:
     async def start(self) -> None:
         """Start it and wait until it answers. Raises RuntimeError with its log's end."""
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - nothing is measured meanwhile
                 self._argv,
                 env=self._env,
                 stdin=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from benchmarks.outcome import Answer
 from benchmarks.wires.wire import TIMEOUT_S, new_id
 
 if TYPE_CHECKING:
-    from benchmarks.framing import LegacyFraming, V1Framing
+    from benchmarks.framing import Framing
 
 # no message that ends an execution is larger, so a larger one is only kept while the clock runs
 SMALL = 4096
@@ -22,9 +22,7 @@ SMALL = 4096
 class Channels:
     """An open WebSocket."""
 
-    def __init__(
-        self, socket: aiohttp.ClientWebSocketResponse, framing: V1Framing | LegacyFraming, session: str
-    ) -> None:
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse, framing: Framing, session: str) -> None:
         self._socket = socket
         self._framing = framing
         self._session = session

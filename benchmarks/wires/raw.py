@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 START_S = 40.0
 RETRY_MS = 5  # a kernel that starts binds late: libzmq's own 100 ms would be the floor's, not the kernel's
-SMALL = 4096
+STATUS = b"status"
 ASK = """
 import json
 from ipykernel.kernelapp import IPKernelApp
@@ -74,6 +74,8 @@ class Raw:
             socket.linger = 0
             socket.reconnect_ivl = RETRY_MS
         self._iopub.subscribe(b"")
+        # a publisher welcomes the first subscriber of a topic alone, and the server has this one already
+        self._iopub.subscribe(new_id())
         self._shell.connect(address.url(address.shell_port))
         self._iopub.connect(address.url(address.iopub_port))
         self._poller = zmq.Poller()
@@ -117,4 +119,5 @@ class Raw:
     def _take(self, socket: zmq.Socket[bytes], frames: list[list[bytes]]) -> Said | None:
         parts = socket.recv_multipart()
         frames.append(parts)
-        return self._framing.decode(parts) if sum(map(len, parts)) <= SMALL else None
+        # output is told by its topic, and decoded when the clock has stopped
+        return self._framing.decode(parts) if socket is self._shell or STATUS in parts[0] else None

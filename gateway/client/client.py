@@ -15,7 +15,7 @@ from gateway.client.kernelspecs import Specs
 from gateway.client.processes import Processes
 from gateway.client.retry import Retry
 from gateway.client.transport import Transport
-from gateway.client.views import Health, Me, Status
+from gateway.client.views import Health, Me, Ready, Status
 from gateway.client.workspaces import Workspaces
 
 if TYPE_CHECKING:
@@ -77,3 +77,7 @@ class Client:
     async def health(self, *, within_s: float | None = None) -> Health:
         """Return that the gateway's process answers; it takes no key."""
         return await self._transport.json(Health, "GET", "healthz", within_s=within_s)
+
+    async def ready(self, *, within_s: float | None = None) -> Ready:
+        """Return that kernels can be had. Raises what stands against it; it is not asked again."""
+        return await self._transport.json(Ready, "GET", "readyz", again=False, within_s=within_s)

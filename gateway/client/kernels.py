@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -10,7 +11,7 @@ import aiohttp
 from gateway.client.connection import KernelConnection
 from gateway.client.failures import error_of
 from gateway.client.paths import kernel_path
-from gateway.errors import Conflict
+from gateway.errors import Conflict, NotFound
 from gateway.models import ExecuteRequest, ExecutionResult, Kernel, Usage
 from gateway.protocol import websocket
 
@@ -65,8 +66,10 @@ class Kernels:
         except Conflict:
             if kernel_id is not None:
                 raise
-            # nobody else knows the id: an earlier try came to something
-            return await self.get(wanted, within_s=within_s)
+            # nobody else knows the id: if it is there, an earlier try came to something
+            with suppress(NotFound):
+                return await self.get(wanted, within_s=within_s)
+            raise
 
     async def get(self, kernel_id: str, *, within_s: float | None = None) -> Kernel:
         """Return one kernel."""

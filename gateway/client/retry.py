@@ -19,7 +19,8 @@ class Retry:
     """How often and how long a request that may be repeated is tried again; `retries` 0 is never.
 
     Waits grow twofold from `first_s` to `longest_s`, each drawn between nothing and that (full jitter), and
-    are never shorter than the gateway asks for. All tries of one request together take `budget_s` at most.
+    are never shorter than the gateway asks for. None is begun that would end later than `budget_s` after the
+    first failure.
     """
 
     retries: int = 4
@@ -28,7 +29,7 @@ class Retry:
     longest_s: float = 10.0
 
     def wait_s(self, tried: int, spent_s: float, error: GatewayError) -> float | None:
-        """Return the seconds to wait after `tried` repeats and `spent_s` seconds; None to give up."""
+        """Return how long to wait, `tried` repeats and `spent_s` after the first failure; None to give up."""
         if tried >= self.retries or not passes(error):
             return None
         bound = min(self.longest_s, self.first_s * 2 ** min(tried, 32))

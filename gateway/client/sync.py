@@ -129,7 +129,11 @@ class SyncSpecs:
 
 
 class SyncExecutions:
-    """`Client.executions`, blocking. Plain functions given as tools run in threads; so does `on_event`."""
+    """`Client.executions`, blocking.
+
+    `on_event` and asynchronous tools run in the client's own thread, where nothing may block: plain functions
+    given as tools have threads of theirs.
+    """
 
     def __init__(self, executions: Executions, loop: Loop) -> None:
         self.run = loop.blocking(executions.run)
@@ -226,6 +230,7 @@ class SyncClient:
         self.me = loop.blocking(client.me)
         self.status = loop.blocking(client.status)
         self.health = loop.blocking(client.health)
+        self.ready = loop.blocking(client.ready)
 
     def __enter__(self) -> Self:
         self._loop.open()

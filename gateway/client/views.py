@@ -84,6 +84,13 @@ class Health(View):
     status: str
 
 
+class Ready(View):
+    """That kernels can be had, and what was checked."""
+
+    status: str
+    checks: dict[str, str]
+
+
 class Status(View):
     """The caller's own share of the gateway: open sockets, kernels, and the last of their activities."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Protocol
 
 import orjson
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PATH = "/mcp"
 METADATA = "/.well-known/oauth-protected-resource"
+# It goes into a header, in quotes.
+HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
 
 
 class McpServer(Protocol):
@@ -69,7 +72,8 @@ def _base(request: web.Request) -> str:
     if context(request).settings.server.behind_proxy:
         said = request.headers.get("X-Forwarded-Proto", scheme)
         scheme = said if said in {"http", "https"} else scheme
-    return f"{scheme}://{request.url.raw_authority}"
+    host = request.host
+    return f"{scheme}://{host if HOST.fullmatch(host) else 'localhost'}"
 
 
 MCP_ROUTES: tuple[Route, ...] = (

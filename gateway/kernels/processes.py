@@ -10,7 +10,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import orjson
-from pydantic import ValidationError
 
 from gateway.errors import (
     BadRequest,

@@ -21,9 +21,9 @@ class Caller:
     origin: Origin
     session: str = ""
 
-    def call(self, request_id: int | str | None) -> tuple[str, str, str]:
-        """Return what names one of the caller's requests: nobody else's can be meant by it."""
-        return self.principal.key_id, self.session, str(request_id)
+    def call(self, request_id: int | str | None) -> tuple[str, str, str] | None:
+        """Return what names one of the caller's requests, and no other's; None where nothing does."""
+        return (self.principal.key_id, self.session, str(request_id)) if self.session else None
 
 
 def caller_of(ctx: ServerRequestContext[Any, Any]) -> Caller:

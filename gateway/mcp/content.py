@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import mcp_types as types
 import orjson
 
-from gateway.toolbox.files import WrittenFile
-from gateway.toolbox.outcomes import IMAGES, Outcome
+from gateway.toolbox.file_views import WrittenFile
+from gateway.toolbox.outcomes import Outcome
+from gateway.toolbox.results import IMAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from gateway.toolbox.tool import Tool
 
 NO_TYPE = "application/octet-stream"
+# now, as the machine's tables are files
+mimetypes.init()
 
 
 def described(tool: Tool) -> types.Tool:

@@ -139,21 +139,22 @@ class ToolServer:
 
     async def _take_back(self, ctx: Context, params: types.CancelledNotificationParams) -> None:
         """Cancel a call that this very client made, by an earlier request of an older protocol revision."""
-        running = self._calls.get(caller_of(ctx).call(params.request_id))
-        if running is not None:
-            running.cancel()
+        call = caller_of(ctx).call(params.request_id)
+        if call is not None and call in self._calls:
+            self._calls[call].cancel()
 
-    async def _run(self, work: Coroutine[Any, Any, T], call: tuple[str, str, str]) -> T:
+    async def _run(self, work: Coroutine[Any, Any, T], call: tuple[str, str, str] | None) -> T:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._calls[call] = task
+        if call is not None:
+            self._calls[call] = task
         try:
             await asyncio.wait({task})
         finally:
             # nothing happens to one that has ended
             task.cancel()
-            if self._calls.get(call) is task:
+            if call is not None and self._calls.get(call) is task:
                 del self._calls[call]
         if task.cancelled():
             raise MCPError(code=CANCELLED, message="Request cancelled")

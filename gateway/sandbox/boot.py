@@ -3,7 +3,7 @@
 Stdlib only: it runs in the kernel's own Python, inside the cell, before any byte of a user's code. Its
 standard input is a socket of the warden's. It says hello there (namespaces, Landlock ABI, what the filters
 answer), waits for the order (argv, limits, paths), and swaps the socket for /dev/null. Once sealed it leaves
-the attendant behind, which keeps the socket. Exit code 97: it could not seal itself.
+the attendant behind. Exit code 97: it could not seal itself.
 """
 
 import contextlib
@@ -189,6 +189,9 @@ def adapt_ipykernel() -> None:
 
 def offer_frames(kernel: Any) -> None:
     """Add Table Schema to what pandas' DataFrames are shown as, where an execution's metadata asks for it."""
+    if not hasattr(kernel, "shell"):
+        # it is for another language
+        return
     from IPython.core.formatters import BaseFormatter
 
     class FrameFormatter(BaseFormatter):
@@ -247,29 +250,36 @@ class Guest:
 
 
 def attend(link: int, order: dict[str, Any]) -> None:
-    """Leave the attendant behind, a process that keeps the warden's socket.
+    """Leave the attendant behind, a process with a socket whose other end the warden gets over the link.
 
-    It is no child of the kernel's: who waits for all children of a kernel would wait for ever. Where it
-    cannot be had the kernel does without.
+    The link itself would not do: the programs that make the cell hold it as well, and its end would not be
+    seen. The attendant is no child of the kernel's: who waits for all children of a kernel would wait for
+    ever. Where it cannot be had the kernel does without.
     """
-    held = [link]
-    with contextlib.suppress(OSError, AttributeError):
-        held.append(os.pidfd_open(os.getpid()))
-        if between := os.fork():
-            os.waitpid(between, 0)
-        else:
+    with socket.socket(fileno=link) as warden, contextlib.ExitStack() as held:
+        try:
+            kernel = os.pidfd_open(os.getpid())
+            held.callback(os.close, kernel)
+            ours, theirs = map(held.enter_context, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            between = os.fork()
+        except (OSError, AttributeError):
+            warden.send(b"without")
+            return
+        if not between:
             try:
                 # an own session, which it does not lead, so that no interrupt of the kernel's reaches it
                 os.setsid()
                 if not os.fork():
-                    await_work(link, held[1], order)
+                    warden.close()
+                    theirs.close()
+                    await_work(ours, kernel, order)
             finally:
                 os._exit(0)
-    for descriptor in held:
-        os.close(descriptor)
+        os.waitpid(between, 0)
+        socket.send_fds(warden, [b"with"], [theirs.fileno()])
 
 
-def await_work(link: int, kernel: int, order: dict[str, Any]) -> None:
+def await_work(link: socket.socket, kernel: int, order: dict[str, Any]) -> None:
     """Wait for a first request or call, and be the attendant then; until then this is next to nothing."""
     for stream in (1, 2):
         os.dup2(0, stream)
@@ -280,13 +290,13 @@ def await_work(link: int, kernel: int, order: dict[str, Any]) -> None:
     door.bind(DOOR)
     door.listen(WAITING)
     found = select.poll()
-    for descriptor in (link, kernel, door.fileno()):
+    for descriptor in (link.fileno(), kernel, door.fileno()):
         found.register(descriptor, select.POLLIN)
     if kernel in dict(found.poll()):
         return
     program: dict[str, Any] = {"__name__": "attendant"}
     exec(compile(order["attendant"], "<attendant>", "exec"), program)  # noqa: S102 - it is ours
-    program["attend"](socket.socket(fileno=link), door, kernel, python="module" in order)
+    program["attend"](link, door, kernel, python="module" in order)
 
 
 def rename(name: bytes, command: bytes) -> None:

@@ -44,14 +44,8 @@ class Handshake:
         Raises:
             SandboxUnavailable: the cell ended without one, or said something else.
         """
-        loop = asyncio.get_running_loop()
-        readable: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(self._ours, settle, readable)
-        try:
-            await readable
-            data, ancillary, _, _ = self._ours.recvmsg(MAX_HELLO, socket.CMSG_SPACE(struct.calcsize("3i")))
-        finally:
-            loop.remove_reader(self._ours)
+        await self._readable()
+        data, ancillary, _, _ = self._ours.recvmsg(MAX_HELLO, socket.CMSG_SPACE(struct.calcsize("3i")))
         if not data:
             raise SandboxUnavailable(
                 f"{self._backend} ended before the cell was up.", reason=f"{self._backend}_failed"
@@ -69,11 +63,25 @@ class Handshake:
         """Tell a cell that was proved what to become. Raises OSError when it is gone."""
         await asyncio.get_running_loop().sock_sendall(self._ours, json.dumps(order).encode())
 
-    def keep(self) -> int:
-        """Return the warden's end, which is the caller's to close now: the attendant has the other."""
+    async def attendant(self) -> int:
+        """Return an end of the socket of the attendant that a sealed cell has left behind; -1 without one.
+
+        It is the caller's to close.
+        """
         self._ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
-        return self._ours.detach()
+        await self._readable()
+        _, descriptors, _, _ = socket.recv_fds(self._ours, 64, 1, socket.MSG_CMSG_CLOEXEC)
+        return descriptors[0] if descriptors else -1
 
     def close(self) -> None:
-        """Let go of the warden's end, unless it is kept."""
+        """Let go of the warden's end."""
         self._ours.close()
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self._ours, settle, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(self._ours)

@@ -98,7 +98,7 @@ class Launcher:
                 orders = boot_order(order, profile, cell, environment, self._boot, programs=texts)
                 await handshake.order(orders)
                 if texts:
-                    cell.attendant_fd = handshake.keep()
+                    cell.attendant_fd = await handshake.attendant()
         except TimeoutError:
             await cell.end()
             raise SandboxUnavailable(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
-from gateway.errors import Conflict, GatewayError, LimitReached, NotFound
+from gateway.errors import Conflict, GatewayError, LimitReached, NotFound, StoreUnavailable
 from gateway.models import Scope
 from gateway.services.job import Job, JobBody
 from gateway.services.kernels import owns, require
@@ -56,6 +56,9 @@ class JobBook:
             await self._store.add_job(job.record())
         except BaseException:
             self._left(job)
+            # one whose caller went away meanwhile may have been entered all the same
+            with suppress(StoreUnavailable):
+                await self._store.delete_job(job.id)
             raise
         self._live[job.id] = job
 

@@ -149,6 +149,12 @@ class JobService:
             return job.view(cursor=None, text_chars=text_chars)
         return await self.view(principal, job_id, text_chars=text_chars)
 
+    def leave(self, job_id: str) -> None:
+        """Interrupt an execution, if it goes on, whose caller is gone: for the door that has submitted it."""
+        for job in self._book.all():
+            if job.id == job_id:
+                self._spawn(self._runner.abandon(job))
+
     async def follow(
         self,
         principal: Principal,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from gateway.errors import BadRequest, GatewayError, NotFound
 from gateway.models import ExecuteRequest, ExecutionState, ExecutionStatus, Scope
 from gateway.models.sandboxes import SandboxContext
-from gateway.services.kernels import require
 from gateway.services.preludes import Surroundings, prelude
 
 if TYPE_CHECKING:
@@ -112,8 +111,7 @@ class SandboxCode:
         A caller that is cancelled has it interrupted. Raises what `ExecutionService.run` raises, and
         BadRequest when the language cannot have variables set.
         """
-        require(principal, Scope.EXECUTE)
-        handle = await self.revived(principal, context.id)
+        handle = await self.revived(principal, context.id, Scope.EXECUTE)
         fresh = self._prepared.get(context.id) != handle.generation
         around = Surroundings(sandbox.record.env, context.cwd, env, fresh)
         snippets = prelude(context.language, around)
@@ -134,9 +132,12 @@ class SandboxCode:
         finally:
             main.cancel()
 
-    async def revived(self, principal: Principal, kernel_id: str) -> KernelHandle:
-        """Return a kernel of a sandbox's, started afresh where it has died. Raises NotFound."""
-        handle = self._kernels.get(principal, kernel_id)
+    async def revived(self, principal: Principal, kernel_id: str, scope: Scope) -> KernelHandle:
+        """Return a kernel of a sandbox's, started afresh where it has died; `scope` is what it is wanted for.
+
+        Raises Forbidden, NotFound, and what a restart raises.
+        """
+        handle = self._kernels.get(principal, kernel_id, scope=scope)
         self._prepared = {k: g for k, g in self._prepared.items() if self._sandboxes.kernel(k)}
         if handle.state is ExecutionState.DEAD:
             await self._kernels.restart(principal, kernel_id)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Literal
 
 from gateway.errors import BadRequest, GatewayError, NotFound
-from gateway.models import Frozen, Model, Scope
+from gateway.models import Scope
 from gateway.models.jobs import CallAnswer, JobRequest, JobView, ToolOffer
-from gateway.toolbox.handles import SessionId
+from gateway.toolbox.execution_views import Answers, Look, Run, RunAnywhere, RunWithTools, Started, Which
 from gateway.toolbox.outcomes import Outcome, Teller, TextPart
 from gateway.toolbox.progress import reporting
 from gateway.toolbox.tool import ENDS, EXECUTE, RUNS, SEES, Call, Tool
@@ -26,84 +24,6 @@ if TYPE_CHECKING:
 WAIT_S = 30.0
 # with a kernel of its own, or to find that of a session
 BEGIN = frozenset({Scope.EXECUTE, Scope.KERNELS})
-ExecutionId = Field(
-    min_length=1, max_length=128, description="The execution, as the tool that began it said."
-)
-
-
-class Run(Frozen):
-    """What code to run, and where."""
-
-    code: str = Field(max_length=8 << 20, description="The code.")
-    session_id: SessionId | None = Field(
-        None,
-        min_length=1,
-        max_length=128,
-        description="The session to run in, whose variables and files stay. Without one the code runs in a "
-        "fresh kernel that ends with it.",
-    )
-    timeout_s: float | None = Field(
-        None, gt=0, description="Seconds until it is interrupted; what it printed until then is kept."
-    )
-
-
-class RunWithKernel(Run):
-    """The same, with the kernel and the tools of an execution."""
-
-    kernel: str | None = Field(
-        None, max_length=128, description="Without a session: the kernelspec; the default one if left out."
-    )
-    tools: list[ToolOffer] = Field(
-        default_factory=list,
-        max_length=64,
-        description="Tools of yours that the code may call as cellblock.call(name, **arguments). The status "
-        "is then tool_call_required until answer_tool_calls has answered.",
-    )
-
-
-class Started(Model):
-    """An execution that goes on by itself."""
-
-    execution_id: str
-    session_id: str | None = None
-    status: str
-
-
-class Look(Frozen):
-    """Which execution to look at, and what of it."""
-
-    execution_id: str = ExecutionId
-    wait_s: float = Field(0.0, ge=0, le=30, description="Seconds to wait for something new.")
-    cursor: int | None = Field(
-        None, ge=0, description="While it runs: only what came after this; from an earlier answer."
-    )
-    what: Literal["stdout", "stderr", "error", "result"] = Field(
-        "stdout", description="Which full text `offset` is of."
-    )
-    offset: int | None = Field(
-        None, ge=0, description="Return that full text too, from this character on; it begins at 0."
-    )
-
-
-class Which(Frozen):
-    """An execution."""
-
-    execution_id: str = ExecutionId
-
-
-class Answer(Frozen):
-    """The answer to one call: its result, or an error that the code gets to see."""
-
-    call_id: str = Field(min_length=1, max_length=64)
-    result: Any = Field(None, description="Any JSON value.")
-    error: str | None = Field(None, max_length=64 << 10)
-
-
-class Answers(Frozen):
-    """Answers to calls of an execution's code."""
-
-    execution_id: str = ExecutionId
-    answers: list[Answer] = Field(min_length=1, max_length=64)
 
 
 class ExecutionTools:
@@ -112,14 +32,16 @@ class ExecutionTools:
     def __init__(self, jobs: JobService, handles: Handles, settings: McpSettings) -> None:
         self._jobs = jobs
         self._handles = handles
+        self._extended = settings.extended
         self._progress_s = settings.progress_s
         self._teller = Teller(settings.text_chars, settings.image_bytes)
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def execute(self, call: Call, given: RunWithKernel) -> Outcome:
+    async def execute(self, call: Call, given: RunAnywhere) -> Outcome:
         """Run code and wait for its end; a caller that goes away has it interrupted."""
-        job_id = await self._submit(call, given, "wait", given.tools, kernel=given.kernel)
-        return await self._outcome(call, job_id, given.session_id, calls=bool(given.tools))
+        offered = given.tools if isinstance(given, RunWithTools) else []
+        job_id = await self._submit(call, given, "wait", offered, kernel=given.kernel)
+        return await self._outcome(call, job_id, given.session_id, calls=bool(offered))
 
     async def start(self, call: Call, given: Run) -> Started:
         """Begin an execution, which goes on whoever listens."""
@@ -249,7 +171,7 @@ class ExecutionTools:
                 "it displayed (images too), its error if any, and the files that it made. In a session, "
                 "variables and files stay between calls. Long texts are cut in the middle; get_execution has "
                 "them in full. At timeout_s the code is interrupted and its output so far is returned.",
-                RunWithKernel,
+                RunWithTools if self._extended else RunAnywhere,
                 Outcome,
                 self.execute,
                 BEGIN,

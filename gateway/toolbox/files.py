@@ -5,149 +5,37 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import quote
-
-from pydantic import Field
 
 from gateway.errors import BadRequest, NotFound, PayloadTooLarge
-from gateway.models import FileFacts, Frozen, Model, Principal, Scope, timestamp
+from gateway.models import Principal, Scope
 from gateway.services.files import Expected, pieces_of
-from gateway.toolbox.handles import SessionId
-from gateway.toolbox.outcomes import file_uri
+from gateway.toolbox.file_views import (
+    Content,
+    DeleteFile,
+    EditFile,
+    Entries,
+    Entry,
+    ListFiles,
+    MakeDirectory,
+    MoveFile,
+    ReadFile,
+    Removed,
+    WriteFile,
+    WrittenFile,
+    entry,
+    written_file,
+)
 from gateway.toolbox.tool import ENDS, RUNS, SEES, Call, Hints, Tool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.services.files import FileService, Written
+    from gateway.services.files import FileService
     from gateway.settings import McpSettings
     from gateway.toolbox.handles import Handles
 
 SCOPES = frozenset({Scope.FILES, Scope.KERNELS})
-NEWEST_NS = 253_402_300_799 * 10**9
-LISTED = 500
-Path = Field(min_length=1, max_length=4096, description="Path of the file, relative to the home.")
-
-
-class ReadFile(Frozen):
-    """What to read."""
-
-    session_id: SessionId
-    path: str = Path
-    encoding: Literal["text", "base64"] = Field(
-        "text", description="text is UTF-8, and what is none in the file is replaced."
-    )
-    offset: int = Field(0, ge=0, description="Byte to begin at.")
-    length: int | None = Field(
-        None,
-        ge=1,
-        description="Bytes to read; what is more than fits into an answer is read by another call.",
-    )
-
-
-class Content(Model):
-    """A part of a file. `sha256` is there where that is all of it."""
-
-    path: str
-    encoding: Literal["text", "base64"]
-    content: str
-    offset: int
-    next_offset: int | None = Field(None, description="Where to read on; nothing at the end.")
-    size: int
-    sha256: str | None = None
-
-
-class WriteFile(Frozen):
-    """What to write."""
-
-    session_id: SessionId
-    path: str = Path
-    content: str = Field(description="The whole content.")
-    encoding: Literal["text", "base64"] = "text"
-    expected_sha256: str | None = Field(
-        None,
-        pattern="^[0-9a-fA-F]{64}$",
-        description="Write only if the file is there with this sha256.",
-    )
-
-
-class EditFile(Frozen):
-    """What to replace, all of it or nothing."""
-
-    session_id: SessionId
-    path: str = Path
-    old: str = Field(min_length=1, description="The text to replace, exactly as it stands there.")
-    new: str = Field(description="What to put in its place.")
-    expected_replacements: int = Field(1, ge=1, description="How often it must be there.")
-
-
-class WrittenFile(Model):
-    """A file as it is now."""
-
-    path: str
-    size: int
-    sha256: str
-    created: bool
-    uri: str
-
-
-class ListFiles(Frozen):
-    """Which directory."""
-
-    session_id: SessionId
-    path: str = Field("", max_length=4096, description="The directory; the home if left out.")
-    depth: int = Field(1, ge=1, le=16, description="Levels to list.")
-    limit: int = Field(LISTED, ge=1, le=5000, description="Entries at most.")
-
-
-class Entry(Model):
-    """What is at a path."""
-
-    path: str
-    type: Literal["file", "directory", "link", "other"]
-    size: int
-    modified_at: str
-
-
-class Entries(Model):
-    """A directory's entries; `truncated` says that there are more."""
-
-    entries: list[Entry]
-    truncated: bool
-
-
-class DeleteFile(Frozen):
-    """What to remove."""
-
-    session_id: SessionId
-    path: str = Path
-    recursive: bool = Field(False, description="Remove a directory with all that is in it.")
-
-
-class MoveFile(Frozen):
-    """What to rename."""
-
-    session_id: SessionId
-    path: str = Path
-    to: str = Field(min_length=1, max_length=4096, description="The new path.")
-    replace: bool = Field(False, description="Replace what is there.")
-
-
-class MakeDirectory(Frozen):
-    """Which directory to make, with those above it."""
-
-    session_id: SessionId
-    path: str = Path
-
-
-class Removed(Model):
-    """A path where nothing is any more."""
-
-    path: str
-    removed: bool = True
 
 
 class FileTools:
@@ -202,7 +90,7 @@ class FileTools:
             _once(content),
             Expected(sha256=given.expected_sha256),
         )
-        return _written(given.session_id, written)
+        return written_file(given.session_id, written)
 
     async def edit(self, call: Call, given: EditFile) -> WrittenFile:
         """Replace a text in a file."""
@@ -216,7 +104,7 @@ class FileTools:
             new,
             replacements=given.expected_replacements,
         )
-        return _written(given.session_id, written)
+        return written_file(given.session_id, written)
 
     async def list(self, call: Call, given: ListFiles) -> Entries:
         """List a directory."""
@@ -224,7 +112,7 @@ class FileTools:
         walk = await self._files.walk(
             call.principal, session.kernel_id, given.path, depth=given.depth, limit=given.limit
         )
-        return Entries(entries=[_entry(facts) for facts in walk.entries], truncated=walk.truncated)
+        return Entries(entries=[entry(facts) for facts in walk.entries], truncated=walk.truncated)
 
     async def delete(self, call: Call, given: DeleteFile) -> Removed:
         """Remove a file or a directory."""
@@ -235,7 +123,7 @@ class FileTools:
     async def move(self, call: Call, given: MoveFile) -> Entry:
         """Rename within the home."""
         session = await self._handles.find(call.principal, given.session_id)
-        return _entry(
+        return entry(
             await self._files.move(
                 call.principal, session.kernel_id, given.path, given.to, replace=given.replace
             )
@@ -244,7 +132,7 @@ class FileTools:
     async def mkdir(self, call: Call, given: MakeDirectory) -> Entry:
         """Make a directory."""
         session = await self._handles.find(call.principal, given.session_id)
-        return _entry(await self._files.mkdir(call.principal, session.kernel_id, given.path))
+        return entry(await self._files.mkdir(call.principal, session.kernel_id, given.path))
 
     async def _bytes(
         self, principal: Principal, kernel_id: str, path: str, offset: int, most: int
@@ -365,25 +253,3 @@ def _up_to_a_character(raw: bytes) -> bytes:
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
-
-
-def _written(session_id: str, written: Written) -> WrittenFile:
-    raw = os.fsencode(written.facts.path)
-    return WrittenFile(
-        path=raw.decode("utf-8", "replace"),
-        size=written.facts.size,
-        sha256=written.sha256,
-        created=written.created,
-        uri=file_uri(session_id, quote(raw)),
-    )
-
-
-def _entry(facts: FileFacts) -> Entry:
-    # a process sets any time that it likes
-    moment = datetime.fromtimestamp(min(max(facts.modified_ns, 0), NEWEST_NS) // 10**9, tz=UTC)
-    return Entry(
-        path=os.fsencode(facts.path).decode("utf-8", "replace"),
-        type=facts.type,
-        size=facts.size,
-        modified_at=timestamp(moment),
-    )

@@ -5,31 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-import orjson
 from pydantic import Field
 
 from gateway.models import Model
 from gateway.protocol.narration import shorten
+from gateway.toolbox.results import fitted, json_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from gateway.models.jobs import Event, JobView, TaskResult
 
-IMAGES = ("image/png", "image/jpeg")
-# In this order; what a host cannot show is left out.
-SHOWN = (
-    "text/plain",
-    "text/markdown",
-    "text/latex",
-    "application/json",
-    "text/html",
-    "image/svg+xml",
-    *IMAGES,
-)
-WIDEST = 32
 # times the size of one text
-RESULTS = 2
+CALLS = 10
 
 
 class Failure(Model):
@@ -98,9 +86,7 @@ class Outcome(Model):
     failure: str | None = Field(None, description="What kept the code from being run at all.")
     duration_ms: int | None = None
     artifacts: list[MadeFile] = Field(default_factory=list, description="Files that were made or changed.")
-    tool_calls: list[PendingCall] = Field(
-        default_factory=list, description="Calls that wait for answer_tool_calls."
-    )
+    tool_calls: list[PendingCall] | None = Field(None, description="Calls that wait for answer_tool_calls.")
     cursor: int | None = Field(None, description="Give it to get_execution to get what comes after this.")
     text: TextPart | None = Field(None, description="The part of a full text that was asked for.")
 
@@ -127,12 +113,9 @@ class Teller:
             self._under_way(outcome, view.events)
         if not view.status.ended:
             outcome.cursor = view.cursor
-            outcome.tool_calls = [
-                PendingCall(call_id=call.call_id or "", name=call.name or "", arguments=call.arguments or {})
-                for call in view.pending_calls
-            ]
-            if outcome.tool_calls:
-                outcome.status = "tool_call_required"
+            calls = self._calls(view.pending_calls)
+            if calls:
+                outcome.status, outcome.tool_calls = "tool_call_required", calls
         return outcome
 
     def _ended(self, outcome: Outcome, result: TaskResult) -> None:
@@ -176,37 +159,22 @@ class Teller:
             outcome.error = Failure(**short)
 
     def _results(self, bundles: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:
-        """Return what bundles show, as far as there is room: some for images, some for all the rest."""
-        images, texts = self._image_bytes, RESULTS * self.text_chars
-        results = []
-        for bundle in [bundle for bundle in bundles if bundle][:WIDEST]:
-            shown: dict[str, Any] = {}
-            for kind in [kind for kind in SHOWN if kind in bundle]:
-                if kind in IMAGES:
-                    image = _text_of(bundle[kind]).replace("\n", "")
-                    size, room, value = len(image), images, image
-                    images -= size if size <= room else 0
-                elif kind == "application/json":
-                    value, room = bundle[kind], texts
-                    size = len(orjson.dumps(value))
-                    texts -= size if size <= room else 0
-                else:
-                    value, room = shorten(_text_of(bundle[kind]), self.text_chars), texts
-                    size = len(value)
-                    texts -= size if size <= room else 0
-                shown[kind] = value if size <= room else f"[cellblock: {size} characters left out]"
-            if shown:
-                results.append(shown)
-        return results
+        return fitted(bundles, text_chars=self.text_chars, image_bytes=self._image_bytes)
+
+    def _calls(self, waiting: Iterable[Event]) -> list[PendingCall]:
+        """Return the calls that wait; those past CALLS times a text come once the first are answered."""
+        calls: list[PendingCall] = []
+        left = CALLS * self.text_chars
+        for event in waiting:
+            size = json_size(event.arguments)
+            left -= size or 0
+            if calls and left < 0:
+                break
+            arguments = event.arguments or {} if size is not None else {}
+            calls.append(PendingCall(call_id=event.call_id or "", name=event.name or "", arguments=arguments))
+        return calls
 
 
 def file_uri(session_id: str, href: str) -> str:
     """Return the address of a file of a session's as a resource; `href` is its path, percent-encoded."""
     return f"cellblock://sessions/{quote(session_id, safe='')}/files/{href}"
-
-
-def _text_of(value: object) -> str:
-    # nbformat allows lists of lines
-    if isinstance(value, list):
-        return "".join(line for line in value if isinstance(line, str))
-    return value if isinstance(value, str) else ""

@@ -9,6 +9,7 @@ from gateway.toolbox.commands import CommandTools
 from gateway.toolbox.executions import ExecutionTools
 from gateway.toolbox.files import FileTools
 from gateway.toolbox.handles import Handles
+from gateway.toolbox.processes import ProcessTools
 from gateway.toolbox.sessions import SessionTools
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Toolbox:
         sessions = SessionTools(use_cases, handles, settings)
         executions = ExecutionTools(use_cases.jobs, handles, settings)
         commands = CommandTools(use_cases.processes, handles, settings)
+        processes = ProcessTools(use_cases.processes, handles)
         self.files = FileTools(use_cases.files, handles, settings)
         self.catalogue = Catalogue(
             (
@@ -35,7 +37,7 @@ class Toolbox:
                 *self.files.tools(),
                 *sessions.facts(),
                 *sessions.extended(),
-                *commands.extended(),
+                *processes.extended(),
                 *self.files.extended(),
                 *executions.extended(),
             ),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tests.clients.door_channels import ChannelsLegacy, ChannelsV1
 from tests.clients.door_cli import CommandLine
 from tests.clients.door_client import TypedClient
+from tests.clients.door_e2b import E2bJavaScript, E2bPython
 from tests.clients.door_mcp import Mcp, McpStdio
 from tests.clients.door_rest import Execute, Executions, Job, Ndjson, Sse
 from tests.clients.door_rpc import JsonRpc, JsonRpcStart
@@ -31,6 +32,8 @@ DOORS: tuple[type[Door], ...] = (
     JsonRpcStart,
     Mcp,
     McpStdio,
+    E2bPython,
+    E2bJavaScript,
 )
 SCENARIOS = (
     "text",

@@ -75,6 +75,7 @@ async def test_who_and_what(alice: Client) -> None:
     assert specs.default in specs.kernelspecs
     assert (await alice.status()).kernels >= 0
     assert (await alice.health()).status == "ok"
+    assert (await alice.ready()).checks
     entry = specs.kernelspecs[specs.default]
     logo = next(path.rpartition("/")[2] for path in entry.resources.values())
     assert await alice.kernelspecs.resource(entry.name, logo)
@@ -361,6 +362,10 @@ async def test_workspaces(alice: Client) -> None:
     await alice.files.write(first.id, "kept", "x")
     await alice.kernels.delete(first.id)
     assert "client-test" in [workspace.name for workspace in await alice.workspaces.list()]
+    with_it = await alice.kernels.create(workspace="client-test")
+    with pytest.raises(Conflict):
+        await alice.kernels.create(workspace="client-test")
+    await alice.kernels.delete(with_it.id)
     second = await alice.kernels.create(workspace="client-test", env={"KERNEL_X": "1"}, limits={"pids": 64})
     assert await alice.files.read(second.id, "kept") == "x"
     assert second.limits.pids == 64

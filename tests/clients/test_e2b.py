@@ -44,10 +44,19 @@ def roomy() -> Iterator[Gateway]:
         yield gateway
 
 
-@pytest.fixture(scope="module", params=["sync", "async"])
-async def outcome(request: pytest.FixtureRequest, roomy: Gateway) -> Any:
+@pytest.fixture(scope="module")
+async def outcomes(roomy: Gateway) -> dict[str, Any]:
+    """What came of all scenarios, with both forms of the SDK at the same time."""
+    forms = ("sync", "async")
+    runs = (e2b.run(form, roomy, *SHARED, principal=f"owner-{form}") for form in forms)
+    found = await asyncio.gather(*runs)
+    return dict(zip(forms, found, strict=True))
+
+
+@pytest.fixture(params=["sync", "async"])
+def outcome(request: pytest.FixtureRequest, outcomes: dict[str, Any]) -> Any:
     """What came of all scenarios, with one form of the SDK."""
-    return await e2b.run(request.param, roomy, *SHARED, principal=f"owner-{request.param}")
+    return outcomes[request.param]
 
 
 def test_results(outcome: Any) -> None:
@@ -83,8 +92,8 @@ def test_environment(outcome: Any) -> None:
     assert found["lasting"] == found["after"] == lasting
     assert json.loads(found["once"]) == [QUOTED, "q", TRICK, None]
     assert found["after_error"] == ["ZeroDivisionError", lasting]
-    assert found["bash"] == found["bash_after"] == f"{QUOTED}|p|unset"
-    assert found["bash_once"] == f"{QUOTED}|q|$(id)\n'\""
+    assert found["bash"] == found["bash_after"] == f"{QUOTED}|p|unset\n"
+    assert found["bash_once"] == f"{QUOTED}|q|$(id)\n'\"\n"
     assert found["command"] == f"{QUOTED}|c|1"
 
 
@@ -227,12 +236,12 @@ async def test_an_end_comes() -> None:
             [kernel] = await alice.json("GET", "/api/kernels")
             busy = asyncio.create_task(alice.run(kernel["id"], "while True: pass"))
             began = time.monotonic()
-            while await alice.json("GET", "/api/kernels"):
+            while await alice.json("GET", "/api/workspaces"):
                 assert time.monotonic() - began < 20
                 await asyncio.sleep(0.1)
             await asyncio.gather(busy, return_exceptions=True)
             assert await alice.json("GET", "/sandboxes") == []
-            assert await alice.json("GET", "/api/workspaces") == []
+            assert await alice.json("GET", "/api/kernels") == []
             await alice.json("GET", f"/sandboxes/{made}", status=404)
 
 

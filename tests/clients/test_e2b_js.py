@@ -110,8 +110,8 @@ def test_life(outcome: Any) -> None:
     assert (found["listed"], found["running"]) == ([True], True)
     assert (found["paused"], found["cameBack"]) == ([True, False], [True, "1"])
     assert found["killed"] == [True, False]
-    # this SDK has no error of its own for a sandbox that does not run
-    assert found["gone"] == ["SandboxNotFoundError", "TimeoutError", "TimeoutError", "TimeoutError"]
+    # files and code: this SDK has no other error for a sandbox that does not run
+    assert found["gone"] == ["SandboxNotFoundError", "TimeoutError", "TimeoutError", "SandboxNotFoundError"]
 
 
 def test_what_is_not_offered(outcome: Any) -> None:

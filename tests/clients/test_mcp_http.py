@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -12,6 +14,7 @@ from mcp.shared.exceptions import MCPError
 
 from tests.clients.mcp_client import Refusal, call, over_http
 from tests.conftest import ROOM
+from tests.docs.markdown import blocks, page
 from tests.gateway import running
 from tests.lifecycle import eventually, until_state
 
@@ -318,3 +321,34 @@ async def test_a_stop_of_the_gateway() -> None:
                 task.cancel()
             await asyncio.gather(asking, more, return_exceptions=True)
         assert "Traceback" not in gateway.log_path.read_text(), gateway.log_path.read_text()[-4000:]
+
+
+async def test_a_restart_of_the_gateway() -> None:
+    """A session and what ran in it are there for the next gateway, by the same handles."""
+    with running(env=ROOM) as gateway:
+        async with over_http(gateway) as mcp:
+            session = (await call(mcp, "create_session"))["session_id"]
+            done = await call(mcp, "execute_code", code="x = 6; print(x)", session_id=session)
+        assert await asyncio.to_thread(gateway.end) == 0
+        await asyncio.to_thread(gateway.start)
+        async with over_http(gateway) as mcp:
+            assert (await call(mcp, "execute_code", code="print(x * 7)", session_id=session))[
+                "stdout"
+            ] == "42\n"
+            told = await call(mcp, "get_execution", execution_id=done["execution_id"])
+            assert (told["status"], told["stdout"]) == ("ok", "6\n")
+            await call(mcp, "close_session", session_id=session)
+
+
+async def test_the_example(gateway: Gateway) -> None:
+    """The program that mcp.md shows runs as it stands."""
+    [program] = blocks(page("mcp.md"), "python")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "CELLBLOCK_URL": gateway.url, "CELLBLOCK_KEY": gateway.key()},
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+
+    assert (process.returncode, out) == (0, b"21\n"), err.decode()

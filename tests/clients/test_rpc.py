@@ -712,3 +712,15 @@ def connected_like(rpc: Rpc) -> Any:
     from tests.gateway import Client
 
     return connected(Client(session))
+
+
+async def test_a_connection_that_drops_at_once(gateway: Gateway) -> None:
+    """Whenever a connection drops, before, while or after its kernel starts, its code does not go on."""
+    async with gateway.client("rpc-dropper") as dropper:
+        for wait_s in (0.0, 0.01, 0.05, 0.3, 0.6):
+            async with connected(dropper) as rpc:
+                await rpc.ask("execute", code=SLEEP)
+                await asyncio.sleep(wait_s)
+                await rpc.socket.close()
+        assert await none_left(dropper)
+        assert not [job for job in await dropper.json("GET", "/api/executions") if job["ended_at"] is None]

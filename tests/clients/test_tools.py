@@ -67,7 +67,7 @@ async def test_openai(client: Client) -> None:
                 assert f"'{word}'" not in str(function["parameters"])
     loose = {tool["function"]["name"] for tool in tools if not tool["function"]["strict"]}
     # their arguments have free-form objects
-    assert loose == {"create_session", "execute_code", "answer_tool_calls"}
+    assert loose == {"create_session", "answer_tool_calls"}
 
 
 async def test_anthropic(client: Client) -> None:

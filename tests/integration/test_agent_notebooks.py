@@ -1,4 +1,4 @@
-"""The examples for agents: executed outside any cell, as clients of a gateway, with the SDKs that they show."""
+"""The examples for agents: executed outside any cell, as clients of a gateway, with the SDKs they show."""
 
 from __future__ import annotations
 

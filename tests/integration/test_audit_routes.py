@@ -95,10 +95,23 @@ async def a_file(scene: Scene) -> dict[str, str]:
     return {"path": "there.txt"}
 
 
+async def a_process(scene: Scene) -> dict[str, str]:
+    """Have a process beside the kernel."""
+    made = await scene.alice.json(
+        "POST", f"/api/kernels/{scene.kernel}/processes", {"argv": ["sleep", "60"]}, status=201
+    )
+    return {"process_id": made["id"], "pid": str(made["pid"])}
+
+
 async def a_workspace(scene: Scene) -> dict[str, str]:
     """Leave a workspace that no kernel has."""
     await scene.alice.delete(await scene.alice.start(workspace="mine"))
     return {"name": "mine"}
+
+
+async def a_tool(_: Scene) -> dict[str, str]:
+    """Name a tool that takes nothing."""
+    return {"name": "list_sessions"}
 
 
 async def a_session(scene: Scene) -> dict[str, str]:
@@ -193,6 +206,14 @@ CASES = {
         "execution.interrupt", running_execution
     ),
     "DELETE /api/kernels/{kernel_id}/executions/{execution_id}": Case("execution.cancel", running_execution),
+    "POST /api/kernels/{kernel_id}/commands": Case("command.run", sent={"json": {"command": "true"}}),
+    "POST /api/kernels/{kernel_id}/processes": Case("process.start", sent={"json": {"command": "true"}}),
+    "POST /api/kernels/{kernel_id}/processes/{process_id}/input": Case(
+        "process.input", a_process, {"json": {"text": "x"}}
+    ),
+    "POST /api/kernels/{kernel_id}/processes/{process_id}/signal": Case("process.signal", a_process),
+    "DELETE /api/kernels/{kernel_id}/processes/{process_id}": Case("process.signal", a_process),
+    "DELETE /api/kernels/{kernel_id}/tree/{pid}": Case("process.signal", a_process),
     "GET /api/kernels/{kernel_id}/files": Case("file.list"),
     "GET /api/kernels/{kernel_id}/files/{path}": Case("file.read", a_file),
     "HEAD /api/kernels/{kernel_id}/files/{path}": Case("file.read", a_file),
@@ -226,6 +247,13 @@ CASES = {
     "POST /api/sessions": Case("session.create", sent={"json": {"path": "made.ipynb", "type": "notebook"}}),
     "PATCH /api/sessions/{session_id}": Case("session.change", a_session, {"json": {"name": "b"}}),
     "DELETE /api/sessions/{session_id}": Case("session.delete", a_session),
+    "POST /api/tools/{name}": Case("agent.call", a_tool, {"json": {}}),
+    "POST /mcp": Case(
+        "agent.call",
+        sent={
+            "json": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "list_sessions"}}
+        },
+    ),
 }
 
 
@@ -237,7 +265,7 @@ def name(route: Route) -> str:
 def path_to(route: Route, scene: Scene, values: dict[str, str]) -> str:
     """Return a route's path with its parameters filled in."""
     given = {"kernel_id": scene.kernel, "path": "new.txt"}
-    others = dict.fromkeys(("execution_id", "name", "session_id"), "x")
+    others = dict.fromkeys(("execution_id", "name", "session_id", "process_id", "pid"), "x")
     return route.path.format(**{**others, **given, **values})
 
 
@@ -262,7 +290,7 @@ async def test_what_is_done_is_recorded(scene: Scene, route: Route) -> None:
     records = scene.trail(request_id)
     assert case.action in {record["action"] for record in records}
     done = next(record for record in records if record["action"] == case.action)
-    assert (done["outcome"], done["who"], done["door"]) == ("ok", "alice", "rest")
+    assert (done["outcome"], done["who"], done["door"]) == ("ok", "alice", route.door)
     assert (done["key_id"], done["address"]) == (scene.gateway.key().split("_")[1], "127.0.0.1")
     if "{kernel_id}" in route.path or "kernel_id" in values:
         assert done["kernel_id"] == values.get("kernel_id", scene.kernel)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from yarl import URL
 
-from gateway.http.routes import PLAIN_ROUTES
+from gateway.http.routes import PLAIN_ROUTES, ROUTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.gateway import Client, Gateway
 
 RANDOM = "3f0c1b5e-7c41-4f0a-9a53-6f2f0f0e9d11"
+# what a client may have made of a path with dots in it
+WHOLE_PATHS = {route.path for route in ROUTES if "{" not in route.path}
 SHAPE = {"message", "reason", "code"}
 # as they stand in the request line: percent-encoded, and already decoded where HTTP allows that
 WEIRD_IDS = (
@@ -127,6 +129,30 @@ async def test_bodies_that_are_no_json_object(client: Client, kernel: str, path:
         ("/api/kernels/{id}/execute", {"code": "1", "cod": "2"}),
         ("/api/kernels/{id}/execute", {"code": "1", "silent": "perhaps"}),
         *(
+            ("/api/kernels/{id}/commands", body)
+            for body in (
+                {},
+                {"command": ""},
+                {"command": "true", "argv": ["true"]},
+                {"command": 1},
+                {"command": "a\0b"},
+                {"argv": []},
+                {"argv": ["/nonexistent"]},
+                {"argv": ["x"] * 257},
+                {"command": "true", "cwd": "/nonexistent"},
+                {"command": "true", "env": {"A=B": "1"}},
+                {"command": "true", "env": {"A": 1}},
+                {"command": "true", "timeout_s": 0},
+                {"command": "true", "timeout_s": 1e9},
+                {"command": "true", "output_bytes": 1},
+                {"command": "true", "stdin": 5},
+                {"command": "true", "more": True},
+            )
+        ),
+        ("/api/kernels/{id}/processes", {"argv": ["/etc"]}),
+        ("/api/kernels/{id}/processes", {"argv": ["true"], "stdin": "perhaps"}),
+        ("/api/kernels/{id}/processes", {"argv": ["true"], "timeout_s": 1}),
+        *(
             ("/api/kernels/{id}/execute", {"code": "1", "timeout_s": timeout_s})
             for timeout_s in (0, -1, "soon", [], {}, -1e400)
         ),
@@ -229,6 +255,9 @@ async def test_weird_ids_in_every_path(client: Client, weird: str) -> None:
             sent = {"data": b'{"code": "1", "path": "p", "type": "t"}'} if route.changes else {}
             async with client.http.request(route.method, URL(path, encoded=True), **sent) as response:
                 text = await response.text()
+                if response.url.raw_path in WHOLE_PATHS:
+                    # the client itself has resolved it: another request, of the caller's own
+                    continue
                 assert response.status in {400, 404, 405}, (route.method, path, response.status, text)
                 assert set(json.loads(text)) == SHAPE
                 assert "root:" not in text

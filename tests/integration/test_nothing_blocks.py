@@ -16,6 +16,7 @@ from blockbuster import BlockingError, blockbuster_ctx
 
 from gateway import app, settings
 from gateway.cli.serve import bind
+from tests.clients.mcp_client import call, over_http
 from tests.gateway import Gateway, complete, text_of
 from tests.integration.test_kernel_life import STUBBORN
 from tests.lifecycle import kernels, until_state
@@ -185,6 +186,35 @@ async def test_sockets(gateway: Gateway, v1: bool) -> None:
             await channels.socket.send_str("garbage")
             assert await channels.closing() == 1007
         await client.delete(kernel_id)
+
+
+async def test_agents(gateway: Gateway) -> None:
+    """MCP in both eras, progress, files as resources, a call that is taken back; the same tools by HTTP."""
+    heard = []
+
+    async def told(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+
+    for mode in ("auto", "legacy"):
+        async with over_http(gateway, mode=mode) as mcp, gateway.client() as client:
+            await mcp.list_tools()
+            session = (await call(mcp, "create_session"))["session_id"]
+            plot = "import matplotlib.pyplot as p; p.plot([1]); p.savefig('a.png'); p.show()"
+            code = f"{plot}; import time; time.sleep(4)"
+            await mcp.call_tool("execute_code", {"code": code, "session_id": session}, progress_callback=told)
+            await mcp.read_resource(f"cellblock://sessions/{session}/files/a.png")
+            sleep = {"code": "import time; time.sleep(60)", "session_id": session}
+            running = asyncio.create_task(mcp.call_tool("execute_code", sleep))
+            await asyncio.sleep(1)
+            running.cancel()
+            await asyncio.wait({running})
+            await call(mcp, "run_command", command="echo 1", session_id=session)
+            await call(mcp, "edit_file", session_id=session, path="a.png", old="PNG", new="GNP")
+            for dialect in ("mcp", "openai", "anthropic"):
+                await client.json("GET", f"/api/tools?format={dialect}&all=true")
+            await client.json("POST", "/api/tools/list_packages", {"session_id": session})
+            await client.json("POST", "/api/tools/close_session", {"session_id": session})
+    assert len(heard) >= 2
 
 
 async def test_deaths_of_kernel_and_warden(gateway: Gateway) -> None:

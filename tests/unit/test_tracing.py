@@ -196,7 +196,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize(
     "given",
-    [{"otlp_endpoint": "collector:4317"}, {"otlp_endpoint": "http://u:p@h/"}, {"sample_ratio": 2}],
+    [{"otlp_endpoint": "collector:4317"}, {"otlp_endpoint": "http://u@h/"}, {"sample_ratio": 2}],
 )
 def test_wrong_settings(given):
     """An endpoint that is no URL, and a ratio that is none, are refused by name."""

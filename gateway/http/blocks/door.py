@@ -43,7 +43,7 @@ PREFIX, SESSION = "/otari/v1", "blocks-"
 MAX_PATH_BYTES = 4096
 
 
-async def create_session(request: web.Request) -> web.Response:
+async def lease_session(request: web.Request) -> web.Response:
     """Lease a session: a context with a kernel of its own."""
     ctx, who = context(request), principal(request)
     wanted = await read_model(request, NewSession)
@@ -59,7 +59,7 @@ async def create_session(request: web.Request) -> web.Response:
     return reply(session, status=201)
 
 
-async def execute(request: web.Request) -> web.Response:
+async def run_block_tool(request: web.Request) -> web.Response:
     """Run a tool call in a session; what the code itself gets wrong is a part of the answer."""
     ctx, who = context(request), principal(request)
     call = (await read_model(request, AnyCall)).root
@@ -75,13 +75,13 @@ async def execute(request: web.Request) -> web.Response:
     return reply(answer)
 
 
-async def end_session(request: web.Request) -> web.Response:
+async def release_session(request: web.Request) -> web.Response:
     """Release a session."""
     await context(request).contexts.close(principal(request), request.match_info["name"])
     return web.Response(status=204)
 
 
-async def list_files(request: web.Request) -> web.Response:
+async def list_block_files(request: web.Request) -> web.Response:
     """List a directory of a session's home."""
     kernel_id, path = await _kernel_id(request), request.query.get("path", ".")
     with _confined():
@@ -96,7 +96,7 @@ async def list_files(request: web.Request) -> web.Response:
     return reply(Files(files=entries))
 
 
-async def get_file(request: web.Request) -> web.StreamResponse:
+async def get_block_file(request: web.Request) -> web.StreamResponse:
     """Send a file of a session's home."""
     ctx, who, kernel_id = context(request), principal(request), await _kernel_id(request)
     path = request.query.get("path")
@@ -115,7 +115,7 @@ async def get_file(request: web.Request) -> web.StreamResponse:
     return response
 
 
-async def put_file(request: web.Request) -> web.Response:
+async def put_block_file(request: web.Request) -> web.Response:
     """Write a file of a form into a session's home, at `path` or under its own name."""
     ctx, who, kernel_id = context(request), principal(request), await _kernel_id(request)
     if request.content_type != "multipart/form-data":
@@ -176,7 +176,7 @@ BLOCK_ROUTES: tuple[Route, ...] = (
     _route(
         "POST",
         f"{PREFIX}/sessions",
-        create_session,
+        lease_session,
         summary="Lease a session for tool calls that are answered with result blocks.",
         responses={201: Session},
         body=NewSession,
@@ -184,14 +184,14 @@ BLOCK_ROUTES: tuple[Route, ...] = (
     _route(
         "DELETE",
         f"{PREFIX}/sessions/{{name}}",
-        end_session,
+        release_session,
         summary="Release a session.",
         responses={204: None},
     ),
     _route(
         "POST",
         f"{PREFIX}/sessions/{{name}}/exec",
-        execute,
+        run_block_tool,
         summary="Run code, a command or an editor's command in a session.",
         responses={200: Answer},
         body=AnyCall,
@@ -199,7 +199,7 @@ BLOCK_ROUTES: tuple[Route, ...] = (
     _route(
         "GET",
         f"{PREFIX}/sessions/{{name}}/files/list",
-        list_files,
+        list_block_files,
         summary="List a directory of a session's home.",
         responses={200: Files},
         query={"path": "The directory; the home itself when left out."},
@@ -207,7 +207,7 @@ BLOCK_ROUTES: tuple[Route, ...] = (
     _route(
         "GET",
         f"{PREFIX}/sessions/{{name}}/files",
-        get_file,
+        get_block_file,
         summary="Send a file of a session's home.",
         responses={200: "application/octet-stream"},
         query={"path": "The file."},
@@ -215,7 +215,7 @@ BLOCK_ROUTES: tuple[Route, ...] = (
     _route(
         "POST",
         f"{PREFIX}/sessions/{{name}}/files",
-        put_file,
+        put_block_file,
         summary="Write a file of a form into a session's home.",
         responses={201: Stored},
     ),

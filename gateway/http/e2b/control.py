@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 NEXT = "x-next-token"
 MOST = 100
+PLACE = re.compile(r"[0-9TZ:.-]{1,40} [0-9a-f]{20}")
 
 
 async def create_sandbox(request: web.Request) -> web.Response:
@@ -224,8 +226,10 @@ def _page(request: web.Request, found: list[Sandbox]) -> tuple[list[Sandbox], st
     if token:
         try:
             last = base64.urlsafe_b64decode(token).decode()
-        except (binascii.Error, ValueError) as error:
-            raise BadRequest("nextToken is none that was given.", reason="nextToken") from error
+        except (binascii.Error, ValueError):
+            last = ""
+        if not PLACE.fullmatch(last):
+            raise BadRequest("nextToken is none that was given.", reason="nextToken")
         places = [n for n, sandbox in enumerate(found) if _place(sandbox) == last]
         if places:
             start = places[0] + 1

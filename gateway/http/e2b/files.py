@@ -13,7 +13,9 @@ from gateway.errors import BadRequest, RequestTimeout
 from gateway.http.context import context, principal
 from gateway.http.e2b.code import named
 from gateway.http.e2b.paths import in_home, shown
-from gateway.http.files import SLOWEST_BYTES_S, body_of, describe
+from gateway.http.files import body_of, describe
+from gateway.http.forms import pieces_of_part
+from gateway.models import Scope
 from gateway.services.files import PIECE, Expected, pieces_of
 
 if TYPE_CHECKING:
@@ -56,9 +58,8 @@ async def upload_files(request: web.Request) -> web.Response:
             raise BadRequest("The query parameter path is missing.", reason="path")
         return web.json_response([await _write(request, path, _plain(request))])
     written: list[dict[str, str]] = []
-    form = await request.multipart()
-    while (part := await form.next()) is not None:
-        if not isinstance(part, BodyPartReader) or part.name != "file":
+    async for part in _parts(request):
+        if part.name != "file":
             raise BadRequest("A form's parts are all called file.", reason="form")
         if len(written) >= MOST_FILES:
             raise BadRequest(f"More than {MOST_FILES} files at once.", reason="form")
@@ -67,7 +68,7 @@ async def upload_files(request: web.Request) -> web.Response:
         target = path or file_name(part.headers.get(hdrs.CONTENT_DISPOSITION, ""))
         if not target:
             raise BadRequest("A part of the form has no file name.", reason="form")
-        written.append(await _write(request, target, _pieces(request, part)))
+        written.append(await _write(request, target, pieces_of_part(request, part)))
     if not written:
         raise BadRequest("The form holds no file.", reason="form")
     return web.json_response(written)
@@ -81,12 +82,29 @@ def file_name(disposition: str) -> str | None:
     return found[1].replace("%22", '"').replace("%0D", "\r").replace("%0A", "\n")
 
 
-async def first_kernel(request: web.Request) -> str:
+async def first_kernel(request: web.Request, scope: Scope = Scope.FILES) -> str:
     """Return the kernel by whose cell a sandbox's files and commands are reached, revived if need be."""
-    sandbox = named(request)
-    first = sandbox.record.contexts[0].id
-    await context(request).e2b.code.revived(principal(request), first)
+    first = named(request).record.contexts[0].id
+    await context(request).e2b.code.revived(principal(request), first, scope)
     return first
+
+
+async def _parts(request: web.Request) -> AsyncIterator[BodyPartReader]:
+    """Yield the parts of a form as they come. Raises BadRequest, RequestTimeout."""
+    try:
+        form = await request.multipart()
+        while True:
+            async with asyncio.timeout(context(request).settings.server.body_timeout_s):
+                part = await form.next()
+            if part is None:
+                return
+            if not isinstance(part, BodyPartReader):
+                raise BadRequest("A form's parts hold no forms.", reason="form")
+            yield part
+    except TimeoutError as error:
+        raise RequestTimeout("The body arrives too slowly (server.body_timeout_s).") from error
+    except (ValueError, AssertionError, web.RequestPayloadError) as error:
+        raise BadRequest("The form does not arrive as its headers say.") from error
 
 
 async def _write(request: web.Request, path: str, pieces: AsyncIterator[bytes]) -> dict[str, str]:
@@ -119,23 +137,3 @@ async def _plain(request: web.Request) -> AsyncIterator[bytes]:
         raise BadRequest("The body is not what gzip makes.", reason="content_encoding") from error
     if not inflating.eof:
         raise BadRequest("The body ends too soon.", reason="content_encoding")
-
-
-async def _pieces(request: web.Request, part: BodyPartReader) -> AsyncIterator[bytes]:
-    """Yield a part of a form as it comes. Raises BadRequest, RequestTimeout."""
-    if part.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
-        raise BadRequest("Compressed parts are not taken.", reason="content_encoding")
-    loop, taken = asyncio.get_running_loop(), 0
-    latest = loop.time() + context(request).settings.server.body_timeout_s
-    try:
-        while True:
-            async with asyncio.timeout_at(latest + taken / SLOWEST_BYTES_S):
-                piece = await part.read_chunk(PIECE)
-            if not piece:
-                return
-            taken += len(piece)
-            yield piece
-    except TimeoutError as error:
-        raise RequestTimeout("The body arrives too slowly (server.body_timeout_s).") from error
-    except (ValueError, web.RequestPayloadError) as error:
-        raise BadRequest("The form does not arrive as its headers say.") from error

@@ -21,6 +21,7 @@ from gateway.http.e2b.files import first_kernel
 from gateway.http.e2b.framing import END, deadline_s, ending, envelope, event, message, messages
 from gateway.http.e2b.paths import directory
 from gateway.http.e2b.views import Body
+from gateway.models import Scope
 from gateway.models.processes import ProcessStart
 from gateway.models.sandboxes import Env
 
@@ -119,7 +120,7 @@ async def start_process(request: web.Request) -> web.StreamResponse:
         )
     except ValidationError as error:
         raise BadRequest(f"The process cannot be started: {error.errors()[0]['msg']}.") from None
-    kernel_id, within_s = await first_kernel(request), deadline_s(request)
+    kernel_id, within_s = await first_kernel(request, Scope.EXECUTE), deadline_s(request)
     process = await ctx.e2b.commands.start(principal(request), kernel_id, order, within_s=within_s)
     return await _followed(request, kernel_id, process, within_s)
 
@@ -127,14 +128,15 @@ async def start_process(request: web.Request) -> web.StreamResponse:
 async def connect_process(request: web.Request) -> web.StreamResponse:
     """Follow a process that runs, from what is kept of its output on."""
     wanted = await message(request, OnProcess)
-    kernel_id = await first_kernel(request)
+    kernel_id = await first_kernel(request, Scope.EXECUTE)
     process = await _found(request, kernel_id, wanted.process)
     return await _followed(request, kernel_id, process, deadline_s(request))
 
 
 async def list_sandbox_processes(request: web.Request) -> web.Response:
     """List the processes that were started so, and run."""
-    running = await context(request).e2b.commands.running(principal(request), await first_kernel(request))
+    kernel_id = await first_kernel(request, Scope.EXECUTE)
+    running = await context(request).e2b.commands.running(principal(request), kernel_id)
     return web.json_response(
         {
             "processes": [
@@ -149,7 +151,7 @@ async def send_process_input(request: web.Request) -> web.Response:
     """Write to a process."""
     wanted = await read_model(request, SendInput)
     data = wanted.input.data()
-    kernel_id = await first_kernel(request)
+    kernel_id = await first_kernel(request, Scope.EXECUTE)
     process = await _found(request, kernel_id, wanted.process)
     await context(request).processes.write(principal(request), kernel_id, process.id, data)
     return web.json_response({})
@@ -157,7 +159,7 @@ async def send_process_input(request: web.Request) -> web.Response:
 
 async def stream_process_input(request: web.Request) -> web.Response:
     """Write to a process what comes, for as long as it comes."""
-    ctx, who, kernel_id = context(request), principal(request), await first_kernel(request)
+    ctx, who, kernel_id = context(request), principal(request), await first_kernel(request, Scope.EXECUTE)
     process: Process | None = None
     async for said in messages(request, StreamInput, idle_s=INPUT_IDLE_S):
         if said.start is not None:
@@ -172,7 +174,7 @@ async def stream_process_input(request: web.Request) -> web.Response:
 async def close_process_input(request: web.Request) -> web.Response:
     """Close a process's standard input."""
     wanted = await read_model(request, OnProcess)
-    kernel_id = await first_kernel(request)
+    kernel_id = await first_kernel(request, Scope.EXECUTE)
     process = await _found(request, kernel_id, wanted.process)
     await context(request).processes.write(principal(request), kernel_id, process.id, b"", eof=True)
     return web.json_response({})
@@ -181,7 +183,7 @@ async def close_process_input(request: web.Request) -> web.Response:
 async def signal_sandbox_process(request: web.Request) -> web.Response:
     """Signal a process and its children."""
     wanted = await read_model(request, SendSignal)
-    kernel_id = await first_kernel(request)
+    kernel_id = await first_kernel(request, Scope.EXECUTE)
     process = await _found(request, kernel_id, wanted.process)
     await context(request).processes.signal(principal(request), kernel_id, process.id, SIGNALS[wanted.signal])
     return web.json_response({})

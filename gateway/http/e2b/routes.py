@@ -152,8 +152,8 @@ CONTROL: tuple[Route, ...] = (
             path,
             control.not_offered,
             owner("sandbox_id") if "{sandbox_id}" in path else PRINCIPAL,
-            "E2B: not offered here, always 501.",
-            {},
+            "E2B: not offered here.",
+            {501: JSON},
         )
         for method, path in _OTHERS
     ),

@@ -120,8 +120,14 @@ async def execute(call: Call, wanted: Execute) -> JobView:
     """Run to the end, telling of it meanwhile; where the connection drops, it is interrupted."""
     execution_id = await _submitted(call, wanted)
     told = {"execution_id": execution_id, "cursor": 0, "request_id": call.id}
-    await call.peer.notify("execution.accepted", orjson.dumps(told))
-    await Feed(call, execution_id, tools=bool(wanted.tools), interrupts=not wanted.detach).run()
+    try:
+        await call.peer.notify("execution.accepted", orjson.dumps(told))
+        await Feed(call, execution_id, tools=bool(wanted.tools)).run()
+    except BaseException:
+        # whatever it is that ends the telling: the connection most of all
+        if not wanted.detach:
+            call.ctx.jobs.leave(execution_id)
+        raise
     view = await call.ctx.jobs.view(call.principal, execution_id, text_chars=wanted.text_chars)
     if view.failure is not None:
         raise of_code(view.failure.code, view.failure.message, view.failure.reason)

@@ -35,17 +35,13 @@ NOTIFICATIONS: dict[EventType, str] = {
 class Feed:
     """The events of an execution on their way to one client, as notifications.
 
-    With `tools` the calls of the code's go to this client as requests. With `interrupts` an execution whose
-    feed is cut off is interrupted.
+    With `tools` the calls of the code's go to this client as requests.
     """
 
-    def __init__(
-        self, call: Call, execution_id: str, *, tools: bool = False, interrupts: bool = False
-    ) -> None:
+    def __init__(self, call: Call, execution_id: str, *, tools: bool = False) -> None:
         self._call = call
         self._id = execution_id
         self._tools = tools
-        self._interrupts = interrupts
 
     async def run(self, cursor: int = 0) -> None:
         """Tell of what comes after a cursor, until the end. Raises what `JobService.follow` raises."""
@@ -53,10 +49,7 @@ class Feed:
         try:
             if self._tools and cursor:
                 await self._again(cursor)
-            events = call.ctx.jobs.follow(
-                call.principal, self._id, cursor=cursor, interrupts=self._interrupts
-            )
-            async with aclosing(events):
+            async with aclosing(call.ctx.jobs.follow(call.principal, self._id, cursor=cursor)) as events:
                 async for event in events:
                     if event is not None:
                         await self._tell(event)

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from gateway.client import GatewayUnreachable, NoAnswer, Task
+from gateway.client.retry import Retry
 from gateway.errors import BadRequest, GatewayError, LimitReached
 from gateway.models.jobs import JobStatus
 from tests.unit.client.conftest import DROP, refusal
@@ -114,6 +115,24 @@ async def test_follow_gives_up(scripted: Scripted, client: Client) -> None:
 
     assert seen == list(range(1, 8))
     assert len(scripted.asked) == 7 + 1 + 3
+
+
+async def test_quiet_costs_no_patience(scripted: Scripted, client: Client) -> None:
+    """The budget counts from a failure on, not from the last event: a long quiet before it is no loss."""
+
+    async def quiet(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(json.dumps(STARTED).encode() + b"\n")
+        await asyncio.sleep(0.5)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    client._transport.retry = Retry(first_s=0.01, budget_s=0.2)
+    scripted.on("GET", EVENTS, quiet, stream(ended(2)))
+
+    assert [event.seq async for event in client.executions.follow("e1")] == [1, 2]
 
 
 async def test_a_line_that_is_no_event(scripted: Scripted, client: Client) -> None:

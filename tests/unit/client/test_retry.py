@@ -14,6 +14,7 @@ from gateway.client import Client, GatewayUnreachable, NoAnswer
 from gateway.client.retry import Retry
 from gateway.errors import (
     BadRequest,
+    Conflict,
     GatewayError,
     LimitReached,
     NotFound,
@@ -213,6 +214,14 @@ async def test_a_kernel_is_created_once(scripted: Scripted, client: Client) -> N
     first, second = scripted.asked_for("POST", "/api/kernels")
     assert first.json == second.json
     assert kernel.id == first.json["kernel_id"] == seen[0]
+
+
+async def test_a_creation_that_conflicts(scripted: Scripted, client: Client) -> None:
+    """A conflict over something else, such as a workspace in use, stays one."""
+    scripted.on("POST", "/api/kernels", refusal(409, "conflict", "It is in use."))
+
+    with pytest.raises(Conflict, match="in use"):
+        await client.kernels.create(workspace="w")
 
 
 async def test_a_deletion_that_was_done_is_done(scripted: Scripted, client: Client) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from tests.doubles import ManualClock
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+FDS = Path("/proc/self/fd")
 NOTE = '{"id":"0123456789ab","argv":["x"],"started_at":"then"}'
 KNOWN = {"p": 1, "note": NOTE, "pid": 7, "code": None, "sent": 0, "ended_at": 0.0}
 TRUE = Command(argv=("true",))
@@ -119,13 +121,13 @@ WRONG = {
 @pytest.mark.parametrize("what", WRONG)
 async def test_what_no_attendant_says_ends_the_conversation(impostor: Impostor, what: str) -> None:
     """It is given up as `attendant_broken`, and stays so; the descriptor is let go of."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(FDS.iterdir()))
     await impostor.greeted([KNOWN])
     impostor.say(*WRONG[what])
 
     assert await broken(impostor) == "attendant_broken"
     assert [each.state for each in await impostor.processes.listing()] == ["ended"]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(FDS.iterdir())) == before
 
 
 async def test_output_that_goes_back_is_wrong(impostor: Impostor) -> None:
@@ -294,12 +296,12 @@ async def test_a_flood_of_packets_is_paced(impostor: Impostor) -> None:
 async def test_descriptors_that_it_sends_do_not_arrive(impostor: Impostor) -> None:
     """A packet with descriptors is a packet; they are not this process's."""
     await impostor.greeted([KNOWN])
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(FDS.iterdir()))
     head = json.dumps({"op": "output", "p": 1, "fd": 1, "at": 0}).encode()
     socket.send_fds(impostor.theirs, [head + b"\nhi"], [0, 1, 2])
     output = await impostor.processes.read("0123456789ab", cursor=0, wait_s=5)
     assert output.chunks[0].text == "hi"
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(FDS.iterdir())) == before
 
 
 async def test_an_answer_that_comes_too_late_is_nobodys(impostor: Impostor) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +16,6 @@ from tests.attendants import RealAttendant, attending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
-    from pathlib import Path
 
     from gateway.kernels.processes import CellProcesses
 
@@ -58,8 +57,7 @@ async def run(processes: CellProcesses, line: str) -> tuple[dict[str, str], Proc
 def alive(pid: int) -> bool:
     """Tell whether a process is there and no zombie."""
     try:
-        with open(f"/proc/{pid}/stat") as facts:
-            return facts.read().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -72,7 +70,7 @@ async def until(condition) -> None:
 
 
 async def test_a_command_runs_in_the_home_and_its_end_comes_after_its_output(processes, tmp_path) -> None:
-    """Streams are told apart, the exit code is the program's, and nothing of the output comes after the end."""
+    """Streams are told apart, the exit code is the program's, and no output comes after the end."""
     texts, last = await run(processes, "pwd; echo wrong >&2; exit 7")
 
     assert texts == {"stdout": f"{tmp_path}\n", "stderr": "wrong\n"}
@@ -80,7 +78,7 @@ async def test_a_command_runs_in_the_home_and_its_end_comes_after_its_output(pro
 
 
 async def test_arguments_and_variables_arrive_as_they_are(processes, tmp_path) -> None:
-    """Without a shell nothing is expanded; long arguments, other directories and own variables are possible."""
+    """Without a shell nothing is expanded; arguments may be long, directories and variables others."""
     (tmp_path / "sub").mkdir()
     word = "é$HOME *" * 8000
     command = Command(argv=("sh", "-c", 'pwd; echo "$X"; echo "$1"', "sh", word), cwd="sub", env={"X": "ü"})
@@ -106,7 +104,7 @@ async def test_what_cannot_be_run_is_an_error_and_leaves_nothing(processes, comm
 
 
 async def test_input_is_read_and_ends(processes) -> None:
-    """What is written arrives, also much of it; after its end the program sees the end, and more is refused."""
+    """What is written arrives, also much of it; then the program sees the end, and more is refused."""
     process = await processes.start(Command(argv=("wc", "-c")), stdin=True)
     await processes.write(process.id, b"x" * 700_000)
     await processes.write(process.id, b"y" * 50, eof=True)
@@ -122,9 +120,11 @@ async def test_input_is_read_and_ends(processes) -> None:
 async def test_input_that_is_not_read_is_bounded(processes) -> None:
     """A program that does not read makes the writer stop, and not the attendant grow."""
     process = await processes.start(Command(argv=("sleep", "60")), stdin=True)
+    piece = b"x" * (1 << 20)
+    await processes.write(process.id, piece)
+    await processes.write(process.id, piece)
     with pytest.raises(LimitReached):
-        for _ in range(5):
-            await processes.write(process.id, b"x" * (1 << 20))
+        await processes.write(process.id, piece)
     closed = await processes.start(Command(argv=("sleep", "60")), stdin=False)
     with pytest.raises(Conflict):
         await processes.write(closed.id, b"x")
@@ -180,7 +180,8 @@ async def test_old_output_is_let_go_of_and_counted(attendant) -> None:
 
 async def test_characters_are_whole_however_their_bytes_come(processes) -> None:
     """A character whose bytes come one by one is one character; what is none is replaced."""
-    line = r"printf '\xf0\x9f'; sleep 0.2; printf '\x98\x80'; sleep 0.2; printf '\xc3'; printf e >&2; sleep .2; printf '\xa9\xff'"
+    smile = r"printf '\xf0\x9f'; sleep 0.2; printf '\x98\x80'"
+    line = rf"{smile}; sleep 0.2; printf '\xc3'; printf e >&2; sleep 0.2; printf '\xa9\xff'"
     texts, last = await run(processes, line)
     assert texts == {"stdout": "😀é\N{REPLACEMENT CHARACTER}", "stderr": "e"}
     assert last.cursor == 8
@@ -278,7 +279,7 @@ async def test_the_cell_is_shown(processes, attendant) -> None:
 
 
 async def test_a_dead_attendant_is_said_so_and_takes_its_children_along(processes, attendant) -> None:
-    """Its processes die with it and count as ended; what they wrote can be read; nothing else can be had."""
+    """Its processes die with it and count as ended; what they wrote can be read, and nothing else."""
     process = await processes.start(Command(command="echo here; sleep 60"), stdin=False)
     await processes.read(process.id, cursor=0, wait_s=5)
     waiting = asyncio.create_task(processes.read(process.id, cursor=5, wait_s=60))
@@ -296,7 +297,7 @@ async def test_a_dead_attendant_is_said_so_and_takes_its_children_along(processe
 
 
 async def test_a_stopped_attendant_is_given_time_and_nothing_hangs(attendant) -> None:
-    """Requests end as `attendant_silent`; when it goes on, so does everything, and nothing was started twice."""
+    """Requests end as `attendant_silent`; when it goes on, so does everything; nothing was started twice."""
     processes = attendant.processes(answer_s=0.3)
     shell = await processes.start(Command(argv=("bash",)), stdin=True)
     attendant.process.send_signal(signal.SIGSTOP)
@@ -342,7 +343,7 @@ async def test_a_caller_that_goes_away_leaves_no_process(processes, attendant) -
 
 
 async def test_everything_ends_with_the_kernel(processes, attendant) -> None:
-    """The attendant ends with its kernel, and what it has started with it; a closed cell is a dead kernel's."""
+    """The attendant ends with its kernel, and what it has started too; a closed cell is a dead kernel's."""
     process = await processes.start(Command(argv=("sleep", "60")), stdin=False)
     attendant.kernel.kill()
     attendant.process.wait(timeout=5)
@@ -359,9 +360,9 @@ async def test_descriptors_are_given_back(attendant) -> None:
     """Neither side keeps a descriptor for a process that is over."""
     processes = attendant.processes(kept=1)
     await run(processes, "true")
-    before = [len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", attendant.process.pid)]
+    before = [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", attendant.process.pid)]
     for _ in range(10):
         await run(processes, "echo x")
         await processes.snapshot()
-    assert [len(os.listdir(f"/proc/{pid}/fd")) for pid in ("self", attendant.process.pid)] == before
+    assert [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", attendant.process.pid)] == before
     processes.close()

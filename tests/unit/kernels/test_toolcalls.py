@@ -166,7 +166,7 @@ async def test_a_child_may_call(desk: Desk, cellblock: ModuleType) -> None:
 
 
 async def test_who_goes_away_takes_its_call_along(desk: Desk, attendant: RealAttendant) -> None:
-    """A closed connection cancels the tool's work; one that has said all that it has to say may still listen."""
+    """A closed connection cancels the tool's work; one that is half closed still listens."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as gone:
         gone.connect(attendant.door)
         gone.sendall(b'{"name": "wait"}\n')

@@ -1,0 +1,1 @@
+"""What is measured, each workload in a module of its own."""
