@@ -136,7 +136,7 @@ def goals(sizes: Sizes) -> list[Goal]:
         Goal(f"CPU of the gateway with {count} idle kernels", idle, gateway, "p50", most=2),
         Goal("Memory of the gateway per kernel", f"{costs}: MB", gateway, "p50", most=0.3),
         Goal("Descriptors of the gateway per kernel", f"{costs}: descriptors", gateway, "p50", most=12),
-        Goal("Threads of the gateway per kernel", f"{costs}: threads", gateway, "p50", most=0),
+        Goal("Threads of the gateway per kernel", f"{costs}: threads", gateway, "p50", most=0.05),
         Goal(
             "Others' p99 beside a flood against p99 when quiet",
             flood,

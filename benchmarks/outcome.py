@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SHOWN = 200
+SHOWN = 60
 
 
 class WrongOutcome(Exception):

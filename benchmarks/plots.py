@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-
-mpl.use("Agg")
 import matplotlib.pyplot as plt
+
+from benchmarks.goals import number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +40,7 @@ FLOOR = "#8d99ae"
 
 def draw(samples: Samples, directory: Path, stem: str, title: str) -> list[Path]:
     """Draw every picture that there are values for, and return the files."""
+    plt.switch_backend("Agg")  # no display is needed
     files = []
     for name, parts in PICTURES.items():
         panels = [
@@ -82,8 +82,10 @@ def _bars(axis: Axes, samples: Samples, metric: str, quantile: str) -> None:
         spread = [low, high]
     colours = [_colour(subject) for subject in subjects]
     bars = axis.barh(subjects, values, xerr=spread, color=colours, ecolor="#333333", capsize=2)
-    axis.bar_label(bars, [f" {value:,.3g}" for value in values], fontsize=7, label_type="edge")
-    axis.set_title(f"{metric}, {quantile} ({series[0].unit})", fontsize=9, loc="left")
+    axis.bar_label(bars, [f" {number(value)}" for value in values], fontsize=7, label_type="edge")
+    unit = series[0].unit
+    better = "more" if unit.endswith("per s") else "less"
+    axis.set_title(f"{metric}, {quantile} ({unit}; {better} is better)", fontsize=9, loc="left")
     axis.tick_params(labelsize=8)
     axis.margins(x=0.12)
     for side in ("top", "right"):

@@ -150,8 +150,8 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
             authenticator=authenticator,
             tokens=DerivedTokens(pepper),
         )
-        await e2b.sandboxes.load()
-        beside(stack, e2b.sandboxes.run())
+        await e2b.book.load()
+        beside(stack, e2b.book.run())
         stack.push_async_callback(e2b.commands.close)
         toolbox = Toolbox(use_cases, settings=settings.mcp, audit=audit)
         application = http_app.build(

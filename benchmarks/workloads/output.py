@@ -50,7 +50,7 @@ class Output:
 
     def rounds(self, sizes: Sizes) -> int:
         """Return how often it is measured."""
-        return max(2, sizes.rounds - 2)
+        return max(1, sizes.rounds - 2)
 
     def takes(self, target: Target) -> bool:
         """Tell whether it can be measured on a target."""

@@ -88,6 +88,8 @@ def _operation(route: Route, schemas: dict[type[BaseModel], Schema]) -> Schema:
             "default": {"$ref": "#/components/responses/Error"},
         },
     }
+    if route.errors is not None or route.door == "mcp":
+        operation["responses"]["default"] = {"description": "What went wrong, in the door's own form."}
     if route.streams is not None:
         first = operation["responses"][str(next(iter(route.responses)))]
         first["content"] |= {kind: {} for kind in route.streams.split(", ")}

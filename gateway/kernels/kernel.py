@@ -234,8 +234,9 @@ class LocalKernel:
         probe = make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session)
         self._conversation.probe(probe)
         self._conversation.open()
-        # what an earlier gateway has started waits with its output, and what it was asked for an answer
-        self._spawn(self._meet(running, briefly=True))
+        if facts.attended:
+            # what an earlier gateway has started waits with its output, and what it was asked for an answer
+            self._spawn(self._meet(running, briefly=True))
 
     async def interrupt(self) -> None:
         """Interrupt what runs. Raises KernelDead."""

@@ -70,7 +70,8 @@ class CellProcesses:
         self._clock = clock
         self._answer_s = answer_s
         self._attendant: Attendant | None = None
-        self._opening = asyncio.Lock()
+        self._beginning: asyncio.Task[GatewayError | None] | None = None
+        self._greeting: Attendant | None = None
         self._closed = False
         self._number = 0
         self._known: dict[int, Tracked] = {}
@@ -80,12 +81,16 @@ class CellProcesses:
 
         Raises KernelDead, Conflict (paused), SandboxUnavailable.
         """
-        async with self._opening:
+        self._check_open()
+        if self.paused:
+            raise Conflict("The kernel is paused: resume it first.", reason="paused")
+        if self._attendant is None:
+            # all who come meanwhile wait for the same, or one after the other would wait in vain
+            if self._beginning is None or self._beginning.done():
+                self._beginning = asyncio.get_running_loop().create_task(self._begin())
+            if failed := await asyncio.shield(self._beginning):
+                raise type(failed)(failed.message, reason=failed.reason)
             self._check_open()
-            if self.paused:
-                raise Conflict("The kernel is paused: resume it first.", reason="paused")
-            if self._attendant is None:
-                await self._begin()
         attendant = self._attendant
         if attendant is None:
             raise KernelDead("The kernel's cell is gone.")
@@ -108,9 +113,11 @@ class CellProcesses:
         """Let go of everything: the cell is not this side's any more. Closing twice is harmless."""
         self._closed = True
         self.tools.close()
-        if self._attendant:
-            self._attendant.close()
-            self._attendant = None
+        for attendant in (self._attendant, self._greeting):
+            if attendant:
+                # which also ends a beginning that is under way
+                attendant.close()
+        self._attendant = None
         self._end_all()
 
     # -- ports.KernelProcesses ----------------------------------------------------------------------------
@@ -255,26 +262,35 @@ class CellProcesses:
 
     # -- small things -------------------------------------------------------------------------------------
 
-    async def _begin(self) -> None:
+    async def _begin(self) -> GatewayError | None:
+        """Begin the conversation, or return what stands against it."""
         try:
             descriptor = await self._link.attend(self._cell)
         except NotFound as error:
             if error.reason == "no_attendant":
                 text = "The kernel's sandbox profile has no commands and tools."
-                raise SandboxUnavailable(text, reason="attendant_off") from None
-            raise KernelDead("The kernel's cell is gone.") from None
-        attendant = Attendant(descriptor, self, answer_s=self._answer_s)
+                return SandboxUnavailable(text, reason="attendant_off")
+            return KernelDead("The kernel's cell is gone.")
+        except GatewayError as error:
+            return error
+        attendant = self._greeting = Attendant(descriptor, self, answer_s=self._answer_s)
         try:
+            if self._closed:
+                return KernelDead("The kernel's cell is gone.")
             await attendant.greet()
-            self._check_open()
-        except BaseException:
-            if attendant.failure:
+        except SandboxUnavailable as error:
+            if attendant.failure and not self._closed:
+                # that is how it stays
                 self._attendant = attendant
-            else:
+            return error
+        else:
+            self._attendant = attendant
+            self.tools.serve(attendant)
+            return None
+        finally:
+            self._greeting = None
+            if self._attendant is not attendant:
                 attendant.close()
-            raise
-        self._attendant = attendant
-        self.tools.serve(attendant)
 
     def _take_over(self, known: Known, early: list[Early]) -> None:
         """Go on with a process that an earlier conversation has started. Raises ValueError."""

@@ -51,6 +51,10 @@ def given(result: BaseModel) -> types.CallToolResult:
     content: list[types.ContentBlock] = [types.TextContent(text=text), *images]
     if isinstance(result, Outcome):
         content += [link(made.uri, made.path, made.size) for made in result.artifacts if made.uri]
+        content += [
+            types.ResourceLink(uri=uri, name=uri.rpartition("/")[2], mime_type="text/plain")
+            for uri in result.full_texts or ()
+        ]
     if isinstance(result, WrittenFile):
         content.append(link(result.uri, result.path, result.size))
     return types.CallToolResult(content=content, structured_content=structured)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
 
 import mcp_types as types
 import structlog
@@ -18,6 +16,7 @@ from gateway.errors import GatewayError, NotFound
 from gateway.mcp.caller import caller_of
 from gateway.mcp.content import described, failed, given, mime_type
 from gateway.origin import acting
+from gateway.toolbox.resources import TEMPLATES
 from gateway.toolbox.tool import Call
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CANCELLED = -32800
-FILE = re.compile(r"cellblock://sessions/([^/]+)/files/(.+)", re.DOTALL)
 INSTRUCTIONS = (
     "Runs code in Jupyter kernels, each in a sandbox without network. Make a session with create_session and "
     "give its session_id to the other tools: variables and files stay in it. execute_code without a session "
@@ -114,28 +112,23 @@ class ToolServer:
     async def _list_templates(
         self, _ctx: Context, _params: types.PaginatedRequestParams | None
     ) -> types.ListResourceTemplatesResult:
-        template = types.ResourceTemplate(
-            uri_template="cellblock://sessions/{session_id}/files/{+path}",
-            name="file",
-            title="A file of a session",
-            description="A file of a session's home, of up to mcp.file_bytes bytes.",
-        )
-        return types.ListResourceTemplatesResult(resource_templates=[template])
+        templates = [
+            types.ResourceTemplate(name=name, description=what, uri_template=template)
+            for name, what, template in TEMPLATES
+        ]
+        return types.ListResourceTemplatesResult(resource_templates=templates)
 
     async def _read_resource(
         self, ctx: Context, params: types.ReadResourceRequestParams
     ) -> types.ReadResourceResult:
-        caller, found = caller_of(ctx), FILE.fullmatch(params.uri)
-        if found is None:
-            raise MCPError(code=types.INVALID_PARAMS, message="There is no such resource.")
-        session_id, path = unquote(found[1]), unquote(found[2], errors="surrogateescape")
+        caller = caller_of(ctx)
         with acting(caller.origin):
-            reading = self._toolbox.files.resource(caller.principal, session_id, path)
+            reading = self._toolbox.resources.read(caller.principal, params.uri)
             try:
-                raw = await self._run(reading, caller.call(ctx.request_id))
+                name, raw = await self._run(reading, caller.call(ctx.request_id))
             except GatewayError as error:
                 raise MCPError(code=types.INVALID_PARAMS, message=error.message, data=error.body()) from None
-        return types.ReadResourceResult(contents=[_contents(params.uri, path, raw)])
+        return types.ReadResourceResult(contents=[_contents(params.uri, name, raw)])
 
     async def _take_back(self, ctx: Context, params: types.CancelledNotificationParams) -> None:
         """Cancel a call that this very client made, by an earlier request of an older protocol revision."""
@@ -174,8 +167,8 @@ class ToolServer:
         return report
 
 
-def _contents(uri: str, path: str, raw: bytes) -> types.TextResourceContents | types.BlobResourceContents:
-    kind = mime_type(path)
+def _contents(uri: str, name: str, raw: bytes) -> types.TextResourceContents | types.BlobResourceContents:
+    kind = mime_type(name)
     try:
         text = raw.decode()
     except UnicodeDecodeError:

@@ -92,6 +92,7 @@ class Cell:
     kernel_fd: int = -1
     init_fd: int = -1
     attendant_fd: int = -1
+    attended: bool = False
     sealed: bool = False
     tied: bool = False
     files: Home | None = None

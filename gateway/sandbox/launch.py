@@ -303,10 +303,18 @@ class Launcher:
             tmpfs.bound(pid, shm, size_bytes=limits.shm_bytes, inodes=inodes)
         cell.files = Home.of_cell(pid, cell.user) if self._privilege else Home.of_directory(cell.home)
         if self._privilege:
-            # nothing of the user's has run in it yet, so the path is what it seems; where a backend has made
-            # it, or leaves no room for it, it stays as it is
-            with contextlib.suppress(OSError):
-                Path(f"/proc/{pid}/root{ALIAS}").symlink_to(cell.user.home)
+            self._name_home(pid, cell.user)
+
+    @staticmethod
+    def _name_home(pid: int, user: CellUser) -> None:
+        """Have a cell's home known by its other name, too, unless its backend has seen to that.
+
+        Nothing of the user's has run in it yet, so that the path is what it seems.
+        """
+        alias = Path(f"/proc/{pid}/root{ALIAS}")
+        with contextlib.suppress(OSError):
+            if alias.parent.lstat().st_dev != ALIAS.parent.lstat().st_dev:
+                alias.symlink_to(user.home)
 
 
 @dataclass(frozen=True, slots=True)

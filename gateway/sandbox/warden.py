@@ -222,10 +222,11 @@ class Warden:
         return facts(cell), [cell.kernel_fd]
 
     async def _attend(self, body: OnCell) -> Answer:
-        descriptor = self._cell(body).attendant_fd
-        if descriptor < 0:
+        cell = self._cell(body)
+        if cell.attendant_fd < 0:
             raise NotFound("The cell has no attendant.", reason="no_attendant")
-        return {}, [descriptor]
+        cell.attended = True
+        return {}, [cell.attendant_fd]
 
     async def _seal(self, body: OnCell) -> Answer:
         self._cell(body).seal()
@@ -267,4 +268,5 @@ def facts(cell: Cell) -> dict[str, Any]:
         connection=cell.connection,
         landlock=cell.landlock,
         age_s=time.monotonic() - cell.born,
+        attended=cell.attended,
     ).model_dump(mode="json")

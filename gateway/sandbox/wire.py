@@ -81,13 +81,17 @@ class LaunchOrder(Frozen):
 
 
 class CellFacts(Frozen):
-    """A live, proved cell. `age_s` is its kernel's, by a clock that nobody sets."""
+    """A live, proved cell. `age_s` is its kernel's, by a clock that nobody sets.
+
+    `attended` tells that its attendant's socket was handed out, so that it may be at work.
+    """
 
     cell: CellId
     kernel_id: Uuid
     connection: Connection
     landlock: int
     age_s: float
+    attended: bool = False
 
 
 class WardenFacts(Frozen):

@@ -80,7 +80,7 @@ class CallDesk:
         waiting = self._waiting.get(call_id)
         if waiting is None or waiting[1].done():
             raise NotFound(f"No such tool call waits for an answer: {call_id[:64]}")
-        if len(orjson.dumps(answer.result)) > self._settings.result_bytes:
+        if _size(answer.result) > self._settings.result_bytes:
             raise PayloadTooLarge(
                 f"The result is larger than {self._settings.result_bytes} bytes (tools.result_bytes)."
             )
@@ -121,7 +121,7 @@ class CallDesk:
     def _check(self, name: str, arguments: Mapping[str, Any]) -> None:
         if name not in self._names:
             raise NotFound(f"There is no tool {name[:64]!r} here.", reason="no_tool")
-        if len(orjson.dumps(arguments)) > self._settings.argument_bytes:
+        if _size(arguments) > self._settings.argument_bytes:
             raise PayloadTooLarge(
                 f"The arguments are larger than {self._settings.argument_bytes} bytes (tools.argument_bytes)."
             )
@@ -155,3 +155,11 @@ class CallDesk:
                 duration_s=round(self._clock.monotonic() - began, 6),
             )
         )
+
+
+def _size(value: object) -> int:
+    """Return how many bytes a value takes as JSON. Raises BadRequest for one that is nested too deeply."""
+    try:
+        return len(orjson.dumps(value))
+    except TypeError as error:
+        raise BadRequest("The value is nested too deeply.", reason="depth") from error

@@ -32,12 +32,16 @@ class FollowedCommand:
         request: CommandRun,
         clock: Clock,
         on_output: Callable[[str], None] | None,
+        *,
+        most_kept: int,
     ) -> None:
+        """`most_kept` is what is kept of a process's output: as much may be left to read at its end."""
         self._handle = handle
         self._request = request
         self._clock = clock
         self._on_output = on_output
         self._kept = {"stdout": Kept(request.output_bytes), "stderr": Kept(request.output_bytes)}
+        self._most_kept = most_kept
         self._cursor = 0
         self._processes: KernelProcesses | None = None
         self._process: Process | None = None
@@ -101,6 +105,7 @@ class FollowedCommand:
         processes, process = self._processes, self._process
         assert processes is not None  # noqa: S101 - it was started
         assert process is not None  # noqa: S101
+        read_after = 0
         while True:
             left_s = until - self._clock.monotonic()
             output = await processes.read(
@@ -109,10 +114,14 @@ class FollowedCommand:
             self._handle.touch()
             self._process = output.process
             self._take(output)
-            if output.process.state == "ended" and not output.chunks and not output.lost:
+            if output.process.state == "running":
+                if left_s <= 0:
+                    return False
+                continue
+            # what came before its end is there; what it has left behind may write on without one
+            read_after += sum(len(chunk.text) for chunk in output.chunks)
+            if (not output.chunks and not output.lost) or read_after > self._most_kept:
                 return True
-            if left_s <= 0 and output.process.state == "running":
-                return False
 
     def _take(self, output: ProcessOutput) -> None:
         self._cursor = output.cursor

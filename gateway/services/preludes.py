@@ -139,13 +139,13 @@ def _r_before(wanted: Surroundings) -> str:
     lines = ["local({"]
     if wanted.fresh:
         lines += ['if (!isTRUE(getOption("cellblock.begun"))) {', "options(cellblock.begun = TRUE)"]
-        lines += [f"Sys.setenv({name} = {_r(value)})" for name, value in wanted.lasting.items()]
+        lines += [f"Sys.setenv(`{name}` = {_r(value)})" for name, value in wanted.lasting.items()]
         if wanted.cwd:
             lines += ['setwd(Sys.getenv("HOME"))', f"setwd({_r(wanted.cwd)})"]
         lines.append("}")
     names = ",".join(f'"{name}"' for name in wanted.passing)
     lines.append(f"options(cellblock.env = Sys.getenv(c({names}), unset = NA, names = TRUE))")
-    lines += [f"Sys.setenv({name} = {_r(value)})" for name, value in wanted.passing.items()]
+    lines += [f"Sys.setenv(`{name}` = {_r(value)})" for name, value in wanted.passing.items()]
     return "\n".join([*lines, "})"])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.errors import GatewayError
 from gateway.models import AuditAction, AuditEvent, AuditOutcome, Scope
-from gateway.services.auditing import recorded
+from gateway.services.auditing import REFUSALS, recorded
 from gateway.services.command import FollowedCommand
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class ProcessService:
         self._kernels = kernels
         self._quotas = quotas
         self._clock = clock
+        self._settings = settings.processes
         self._keep_code = settings.audit.keep_code
         self._audit = audit
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -69,20 +70,13 @@ class ProcessService:
         handle = self._handle(principal, kernel_id)
         self._audit.admit()
         self._quotas.admit(handle.owner, handle.id)
-        followed = FollowedCommand(handle, request, self._clock, on_output)
-        begun, result, failure = self._clock.monotonic(), None, "cancelled"
-        try:
-            result = await followed.result()
-        except GatewayError as error:
-            failure = error.code
-            error.recorded = True
-            raise
-        finally:
-            self._quotas.release(handle.owner, handle.id, followed.output_bytes)
-            if followed.unended:
-                self._abandon(followed)
-            event = self._event(AuditAction.COMMAND_RUN, principal, handle, request)
-            status, code = (failure, None) if result is None else (result.status, result.exit_code)
+        followed = FollowedCommand(
+            handle, request, self._clock, on_output, most_kept=self._settings.output_bytes
+        )
+        event = self._event(AuditAction.COMMAND_RUN, principal, handle, request)
+        begun = self._clock.monotonic()
+
+        def ended(status: str, code: int | None = None) -> None:
             self._audit.record(
                 event.model_copy(
                     update={
@@ -94,6 +88,22 @@ class ProcessService:
                     }
                 )
             )
+
+        try:
+            result = await followed.result()
+        except GatewayError as error:
+            if error.status not in REFUSALS:
+                ended(error.code)
+                error.recorded = True
+            raise
+        except BaseException:
+            ended("cancelled")
+            raise
+        finally:
+            self._quotas.release(handle.owner, handle.id, followed.output_bytes)
+            if followed.unended:
+                self._abandon(followed)
+        ended(result.status, result.exit_code)
         await self._audit.written()
         return result
 
@@ -108,8 +118,10 @@ class ProcessService:
         try:
             process = await handle.processes().start(request, stdin=request.stdin)
         except GatewayError as error:
-            self._audit.record(event.model_copy(update={"outcome": AuditOutcome.ERROR, "reason": error.code}))
-            error.recorded = True
+            if error.status not in REFUSALS:
+                failed = {"outcome": AuditOutcome.ERROR, "reason": error.code}
+                self._audit.record(event.model_copy(update=failed))
+                error.recorded = True
             raise
         self._audit.record(event.model_copy(update={"target": process.id}))
         await self._audit.written()
@@ -124,13 +136,15 @@ class ProcessService:
     async def read(
         self, principal: Principal, kernel_id: str, process_id: str, *, cursor: int = 0, wait_s: float = 0.0
     ) -> ProcessOutput:
-        """Return output from a cursor on, when there is some or it has ended, at most `wait_s` seconds later.
+        """Return output from a cursor on: when there is some, it has ended, or `wait_s` seconds are over.
 
         What is read is charged like the output of an execution.
         """
         handle = self._handle(principal, kernel_id)
         output = await handle.processes().read(process_id, cursor=cursor, wait_s=wait_s)
-        self._quotas.sent(handle.owner, sum(len(chunk.text) for chunk in output.chunks))
+        self._quotas.sent(
+            handle.owner, sum(len(chunk.text.encode("utf-8", "replace")) for chunk in output.chunks)
+        )
         return output
 
     async def write(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gateway.services.sandbox_book import SandboxBook
 from gateway.services.sandbox_code import SandboxCode
 from gateway.services.sandbox_commands import SandboxCommands
 from gateway.services.sandboxes import SandboxService
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SandboxCases:
-    """Sandboxes, code in them, and commands in them."""
+    """Sandboxes, code in them, and commands in them; the book ends them."""
 
+    book: SandboxBook
     sandboxes: SandboxService
     code: SandboxCode
     commands: SandboxCommands
@@ -37,12 +39,12 @@ class SandboxCases:
         authenticator: Authenticator,
         tokens: SandboxTokens,
     ) -> SandboxCases:
-        """Build them. Sandboxes have to be loaded, and looked after (`SandboxService.run`)."""
+        """Build them. The book has to be loaded, and at work (`SandboxBook.run`)."""
+        book = SandboxBook(host, use_cases.kernels, store, clock, audit)
         sandboxes = SandboxService(
-            host=host,
+            book=book,
             kernels=use_cases.kernels,
             workspaces=use_cases.workspaces,
-            store=store,
             clock=clock,
             settings=settings,
             audit=audit,
@@ -50,6 +52,7 @@ class SandboxCases:
             tokens=tokens,
         )
         return cls(
+            book=book,
             sandboxes=sandboxes,
             code=SandboxCode(sandboxes, use_cases.kernels, use_cases.executions),
             commands=SandboxCommands(use_cases.kernels, use_cases.processes),

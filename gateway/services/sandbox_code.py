@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from gateway.ports import KernelHandle
     from gateway.services.executions import ExecutionService
     from gateway.services.kernels import KernelService
-    from gateway.services.sandboxes import Sandbox, SandboxService
+    from gateway.services.sandbox_book import Sandbox
+    from gateway.services.sandboxes import SandboxService
 
 # Setting variables and a directory takes milliseconds; a kernel that takes so long over it is stuck.
 PRELUDE_S = 20.0

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import structlog
-
-from gateway.errors import BadRequest, GatewayError, NotFound, SandboxNotRunning, Unauthorized
+from gateway.errors import BadRequest, NotFound, SandboxNotRunning, Unauthorized
 from gateway.models import (
     DEFAULT_SCOPES,
     AuditAction,
-    AuditEvent,
-    DeathReason,
     ExecutionState,
     Principal,
+    Scope,
     WorkspaceChoice,
 )
 from gateway.models.sandboxes import SandboxContext, SandboxRecord
@@ -29,28 +24,16 @@ from gateway.services.kernels import require
 
 if TYPE_CHECKING:
     from gateway.models import KernelSpec
-    from gateway.ports import Audit, Authenticator, Clock, KernelHandle, KernelHost, Store
+    from gateway.ports import Audit, Authenticator, Clock, KernelHandle
     from gateway.ports.sandboxes import SandboxTokens
     from gateway.services.kernels import KernelService
+    from gateway.services.sandbox_book import Sandbox, SandboxBook
     from gateway.services.workspaces import WorkspaceService
     from gateway.settings import Settings
 
-log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
-
-SWEEP_S = 1.0
 _ID = re.compile(r"[0-9a-f]{20}")
 # What a sandbox's token grants: whoever is given one must have all of it.
 TOKEN_SCOPES = DEFAULT_SCOPES
-
-
-@dataclass(slots=True)
-class Sandbox:
-    """A live sandbox. `ends_at` is monotonic; the lock is held where contexts are chosen or it is ended."""
-
-    record: SandboxRecord
-    ends_at: float
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    ended: bool = False
 
 
 class SandboxService:
@@ -59,43 +42,23 @@ class SandboxService:
     def __init__(
         self,
         *,
-        host: KernelHost,
+        book: SandboxBook,
         kernels: KernelService,
         workspaces: WorkspaceService,
-        store: Store,
         clock: Clock,
         settings: Settings,
         audit: Audit,
         authenticator: Authenticator,
         tokens: SandboxTokens,
     ) -> None:
-        self._host = host
+        self._book = book
         self._kernels = kernels
         self._workspaces = workspaces
-        self._store = store
         self._clock = clock
         self._settings = settings.e2b
         self._audit = audit
         self._authenticator = authenticator
         self._tokens = tokens
-        self._live: dict[str, Sandbox] = {}
-
-    async def load(self) -> None:
-        """Take over the sandboxes that the store knows; those whose kernels are gone end at the next look."""
-        now, monotonic = self._clock.now(), self._clock.monotonic()
-        for record in await self._store.sandboxes():
-            left_s = (record.end_at - now).total_seconds()
-            self._live[record.id] = Sandbox(record, monotonic + left_s)
-
-    async def run(self) -> None:
-        """End the sandboxes whose time has come, until cancelled."""
-        while True:
-            await asyncio.sleep(SWEEP_S)
-            await self.sweep()
-
-    async def sweep(self) -> None:
-        """Look at every sandbox once; one that cannot be ended is logged and met again next time."""
-        await asyncio.gather(*(self._look(sandbox) for sandbox in list(self._live.values())))
 
     async def create(
         self,
@@ -137,27 +100,22 @@ class SandboxService:
         self._audit.admit()
         extra = {"template": template, "env": ",".join(env)[:500]}
         with recorded(self._audit, AuditAction.SANDBOX_CREATE, principal, target=sandbox_id, extra=extra):
-            # known before it is made, so that a gateway which ends meanwhile leaves no home behind
-            await self._store.put_sandbox(record)
+            sandbox = await self._book.begin(record, lives_s)
             try:
                 handle = await self._kernels.create(
                     principal, name=spec.name, workspace=self.home(principal, record.workspace)
                 )
                 first = SandboxContext(id=handle.id, language=spec.language.lower(), cwd="", own=True)
-                sandbox = Sandbox(
-                    record.model_copy(update={"contexts": (first,)}), self._clock.monotonic() + lives_s
-                )
-                await self._store.put_sandbox(sandbox.record)
+                await self._book.open(sandbox, record.model_copy(update={"contexts": (first,)}))
             except BaseException:
-                await asyncio.shield(self._undo(principal, record))
+                self._book.fail(sandbox)
                 raise
-            self._live[sandbox_id] = sandbox
         return sandbox
 
     def get(self, principal: Principal, sandbox_id: str) -> Sandbox:
         """Return a sandbox of the principal's. Raises NotFound."""
-        sandbox = self._live.get(sandbox_id)
-        if sandbox is None or sandbox.ended or sandbox.record.owner != principal.name:
+        sandbox = self._book.find(sandbox_id)
+        if sandbox is None or sandbox.record.owner != principal.name:
             raise NotFound(f"Sandbox {sandbox_id[:64]} was not found.")
         return sandbox
 
@@ -170,9 +128,9 @@ class SandboxService:
         raise SandboxNotRunning(f"The sandbox {sandbox_id[:64]} was not found.")
 
     def list(self, principal: Principal) -> Sequence[Sandbox]:
-        """Return the principal's sandboxes, oldest first."""
-        mine = (s for s in self._live.values() if s.record.owner == principal.name and not s.ended)
-        return sorted(mine, key=lambda sandbox: (sandbox.record.created_at, sandbox.record.id))
+        """Return the principal's sandboxes, oldest first. Raises Forbidden."""
+        require(principal, Scope.KERNELS)
+        return self._book.of(principal.name)
 
     def token(self, sandbox: Sandbox) -> str:
         """Return a sandbox's token, for whoever made it or has come back to it."""
@@ -186,8 +144,8 @@ class SandboxService:
         """
         if not _ID.fullmatch(sandbox_id) or not self._tokens.right(sandbox_id, token):
             raise Unauthorized("The credential is missing or not valid.")
-        sandbox = self._live.get(sandbox_id)
-        if sandbox is None or sandbox.ended:
+        sandbox = self._book.find(sandbox_id)
+        if sandbox is None:
             raise SandboxNotRunning(f"The sandbox {sandbox_id} was not found.")
         record = sandbox.record
         principal = Principal(
@@ -214,7 +172,7 @@ class SandboxService:
         with recorded(self._audit, AuditAction.SANDBOX_CONNECT, principal, target=sandbox_id):
             later = self._end_in(sandbox, lives_s)
             behind = {"key_id": principal.key_id, "credential_ends_at": principal.expires_at}
-            await self._change(sandbox, ends_at=max(later, sandbox.ends_at), **behind)
+            await self._book.change(sandbox, ends_at=max(later, sandbox.ends_at), **behind)
         return sandbox
 
     async def set_timeout(self, principal: Principal, sandbox_id: str, timeout_s: float) -> None:
@@ -224,7 +182,7 @@ class SandboxService:
         lives_s = self._timeout(timeout_s)
         self._audit.admit()
         with recorded(self._audit, AuditAction.SANDBOX_CHANGE, principal, target=sandbox_id):
-            await self._change(sandbox, ends_at=self._end_in(sandbox, lives_s))
+            await self._book.change(sandbox, ends_at=self._end_in(sandbox, lives_s))
 
     async def pause(self, principal: Principal, sandbox_id: str) -> bool:
         """Freeze a sandbox's kernels; tell whether it was not paused already. Raises Forbidden, NotFound.
@@ -237,11 +195,11 @@ class SandboxService:
             return False
         self._audit.admit()
         with recorded(self._audit, AuditAction.SANDBOX_PAUSE, principal, target=sandbox_id):
-            for handle in self._handles(sandbox):
+            for handle in self._book.handles(sandbox):
                 if handle.state is not ExecutionState.DEAD:
                     await self._kernels.pause(principal, handle.id)
             latest = self._end_in(sandbox, self._settings.max_timeout_s)
-            await self._change(sandbox, paused=True, ends_at=latest)
+            await self._book.change(sandbox, paused=True, ends_at=latest)
         return True
 
     async def resume(self, principal: Principal, sandbox_id: str, *, timeout_s: float | None) -> Sandbox:
@@ -251,10 +209,10 @@ class SandboxService:
         lives_s = self._timeout(timeout_s)
         self._audit.admit()
         with recorded(self._audit, AuditAction.SANDBOX_RESUME, principal, target=sandbox_id):
-            for handle in self._handles(sandbox):
+            for handle in self._book.handles(sandbox):
                 if handle.model().paused:
                     await self._kernels.resume(principal, handle.id)
-            await self._change(sandbox, paused=False, ends_at=self._end_in(sandbox, lives_s))
+            await self._book.change(sandbox, paused=False, ends_at=self._end_in(sandbox, lives_s))
         return sandbox
 
     async def kill(self, principal: Principal, sandbox_id: str) -> None:
@@ -263,7 +221,7 @@ class SandboxService:
         sandbox = self.get(principal, sandbox_id)
         # never refused for want of a record: it ends something
         with recorded(self._audit, AuditAction.SANDBOX_DELETE, principal, target=sandbox_id):
-            await self._end(sandbox)
+            await self._book.end(sandbox)
 
     async def spec_for(self, sandbox: Sandbox, language: str | None) -> KernelSpec:
         """Return the kernelspec of a language, the sandbox's own for its own. Raises BadRequest."""
@@ -280,7 +238,7 @@ class SandboxService:
 
     def kernel(self, kernel_id: str) -> KernelHandle | None:
         """Return a kernel, if it is there."""
-        return self._host.get(kernel_id)
+        return self._book.kernel(kernel_id)
 
     def home(self, principal: Principal, workspace: str) -> WorkspaceChoice:
         """Return the home that a sandbox's kernels share. Raises Forbidden."""
@@ -292,7 +250,7 @@ class SandboxService:
     ) -> None:
         """Note a context that has been made, or one that is to go. Raises SandboxNotRunning."""
         kept = tuple(context for context in sandbox.record.contexts if context.id != without)
-        await self._change(sandbox, contexts=(*kept, new) if new else kept)
+        await self._book.change(sandbox, contexts=(*kept, new) if new else kept)
 
     def _require_all(self, principal: Principal) -> None:
         for scope in sorted(TOKEN_SCOPES):
@@ -311,68 +269,3 @@ class SandboxService:
         """Return the monotonic moment so many seconds from now, within the longest that any sandbox lives."""
         age_s = (self._clock.now() - sandbox.record.created_at).total_seconds()
         return self._clock.monotonic() + min(lives_s, max(0.0, self._settings.max_timeout_s - age_s))
-
-    def _handles(self, sandbox: Sandbox) -> Sequence[KernelHandle]:
-        found = (self._host.get(context.id) for context in sandbox.record.contexts)
-        return [handle for handle in found if handle is not None]
-
-    async def _change(self, sandbox: Sandbox, *, ends_at: float | None = None, **fields: object) -> None:
-        if sandbox.ended:
-            raise SandboxNotRunning(f"The sandbox {sandbox.record.id} was not found.")
-        if ends_at is not None:
-            sandbox.ends_at = ends_at
-            left = timedelta(seconds=ends_at - self._clock.monotonic())
-            fields["end_at"] = self._clock.now() + left
-        sandbox.record = sandbox.record.model_copy(update=fields)
-        await self._store.put_sandbox(sandbox.record)
-
-    async def _look(self, sandbox: Sandbox) -> None:
-        try:
-            first = self._host.get(sandbox.record.contexts[0].id) if sandbox.record.contexts else None
-            why = "gone" if first is None else "time"
-            if first is not None and self._clock.monotonic() < sandbox.ends_at:
-                self._keep(sandbox)
-                return
-            await self._end(sandbox)
-            log.info("sandbox_ended", sandbox=sandbox.record.id, owner=sandbox.record.owner, why=why)
-            self._audit.record(
-                AuditEvent(
-                    action=AuditAction.SANDBOX_END,
-                    door="gateway",
-                    target=sandbox.record.id,
-                    reason=why,
-                    extra={"owner": sandbox.record.owner},
-                )
-            )
-        except Exception:
-            log.exception("sandbox_end_failed", sandbox=sandbox.record.id)
-
-    def _keep(self, sandbox: Sandbox) -> None:
-        """Keep a sandbox's kernels from ending for idleness: they have an end of their own."""
-        for handle in self._handles(sandbox):
-            idle_s = handle.limits.idle_timeout_s
-            if idle_s is not None and handle.idle_for_s() > idle_s / 2:
-                handle.touch()
-
-    async def _end(self, sandbox: Sandbox) -> None:
-        """End everything of a sandbox's, once; whoever comes meanwhile finds nothing any more."""
-        async with sandbox.lock:
-            sandbox.ended = True
-            for handle in self._handles(sandbox):
-                await self._host.remove(handle.id, DeathReason.SHUTDOWN)
-                await self._kernels.forget(handle.id)
-            with suppress(NotFound):
-                await self._host.delete_workspace(sandbox.record.owner, sandbox.record.workspace)
-            await self._store.delete_sandbox(sandbox.record.id)
-            self._live.pop(sandbox.record.id, None)
-
-    async def _undo(self, principal: Principal, record: SandboxRecord) -> None:
-        with suppress(GatewayError):
-            for handle in self._host.all():
-                model = handle.model()
-                if handle.owner == principal.name and model.workspace == record.workspace:
-                    await self._host.remove(handle.id, DeathReason.SHUTDOWN)
-                    await self._kernels.forget(handle.id)
-            with suppress(NotFound):
-                await self._host.delete_workspace(record.owner, record.workspace)
-            await self._store.delete_sandbox(record.id)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gateway.models import FileFacts, Frozen, Model, timestamp
 from gateway.toolbox.handles import SessionId
-from gateway.toolbox.outcomes import file_uri
+from gateway.toolbox.resources import file_uri
 
 if TYPE_CHECKING:
     from gateway.services.files import Written

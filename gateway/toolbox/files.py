@@ -69,8 +69,8 @@ class FileTools:
             sha256=hashlib.sha256(raw).hexdigest() if whole else None,
         )
 
-    async def resource(self, principal: Principal, session_id: str, path: str) -> bytes:
-        """Return a file's content as a resource. Raises NotFound, PayloadTooLarge (`mcp.file_bytes`)."""
+    async def whole(self, principal: Principal, session_id: str, path: str) -> bytes:
+        """Return a file's content. Raises NotFound, PayloadTooLarge (`mcp.file_bytes`)."""
         session = await self._handles.find(principal, session_id)
         raw, size = await self._bytes(principal, session.kernel_id, path, 0, self._most + 1)
         if size > self._most or len(raw) > self._most:

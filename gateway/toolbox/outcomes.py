@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
 
 from pydantic import Field
 
 from gateway.models import Model
 from gateway.protocol.narration import shorten
+from gateway.toolbox.resources import file_uri, text_uri
 from gateway.toolbox.results import fitted, json_size
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ class Outcome(Model):
     artifacts: list[MadeFile] = Field(default_factory=list, description="Files that were made or changed.")
     tool_calls: list[PendingCall] | None = Field(None, description="Calls that wait for answer_tool_calls.")
     cursor: int | None = Field(None, description="Give it to get_execution to get what comes after this.")
+    full_texts: list[str] | None = Field(
+        None, description="Where texts that are cut are in full, as resources of MCP's."
+    )
     text: TextPart | None = Field(None, description="The part of a full text that was asked for.")
 
 
@@ -146,17 +149,25 @@ class Teller:
         outcome.results = self._results(event.data for event in told)
         outcome.truncated = any(event.type == "gap" for event in told)
         self._cut(outcome)
+        # there is more to come, and these are of its end
+        outcome.full_texts = None
 
     def _cut(self, outcome: Outcome) -> None:
-        cut = {name: shorten(getattr(outcome, name), self.text_chars) for name in ("stdout", "stderr")}
-        outcome.truncated |= any(cut[name] != getattr(outcome, name) for name in cut)
-        outcome.stdout, outcome.stderr = cut["stdout"], cut["stderr"]
+        """Cut the texts, and tell where the full ones are."""
+        full = []
+        for what in ("stdout", "stderr"):
+            whole = getattr(outcome, what)
+            short = shorten(whole, self.text_chars)
+            setattr(outcome, what, short)
+            full += [what] if short != whole else []
         if outcome.error is not None:
-            short = {
-                name: shorten(text, self.text_chars) for name, text in outcome.error.model_dump().items()
-            }
-            outcome.truncated |= short != outcome.error.model_dump()
-            outcome.error = Failure(**short)
+            told = outcome.error.model_dump()
+            short_error = {name: shorten(text, self.text_chars) for name, text in told.items()}
+            outcome.error = Failure(**short_error)
+            full += ["error"] if short_error != told else []
+        if full:
+            outcome.truncated = True
+            outcome.full_texts = [text_uri(outcome.execution_id, what) for what in full]
 
     def _results(self, bundles: Iterable[dict[str, Any] | None]) -> list[dict[str, Any]]:
         return fitted(bundles, text_chars=self.text_chars, image_bytes=self._image_bytes)
@@ -173,8 +184,3 @@ class Teller:
             arguments = event.arguments or {} if size is not None else {}
             calls.append(PendingCall(call_id=event.call_id or "", name=event.name or "", arguments=arguments))
         return calls
-
-
-def file_uri(session_id: str, href: str) -> str:
-    """Return the address of a file of a session's as a resource; `href` is its path, percent-encoded."""
-    return f"cellblock://sessions/{quote(session_id, safe='')}/files/{href}"

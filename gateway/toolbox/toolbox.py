@@ -10,6 +10,7 @@ from gateway.toolbox.executions import ExecutionTools
 from gateway.toolbox.files import FileTools
 from gateway.toolbox.handles import Handles
 from gateway.toolbox.processes import ProcessTools
+from gateway.toolbox.resources import Resources
 from gateway.toolbox.sessions import SessionTools
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Toolbox:
-    """What agents are offered, and the files that they may read as resources."""
+    """What agents are offered, and what they may read as resources."""
 
     def __init__(self, use_cases: UseCases, *, settings: McpSettings, audit: Audit) -> None:
         handles = Handles(use_cases.contexts)
@@ -27,18 +28,19 @@ class Toolbox:
         executions = ExecutionTools(use_cases.jobs, handles, settings)
         commands = CommandTools(use_cases.processes, handles, settings)
         processes = ProcessTools(use_cases.processes, handles)
-        self.files = FileTools(use_cases.files, handles, settings)
+        files = FileTools(use_cases.files, handles, settings)
+        self.resources = Resources(files, use_cases.jobs, settings.file_bytes)
         self.catalogue = Catalogue(
             (
                 *sessions.tools(),
                 *executions.tools(),
                 *sessions.controls(),
                 *commands.tools(),
-                *self.files.tools(),
+                *files.tools(),
                 *sessions.facts(),
                 *sessions.extended(),
                 *processes.extended(),
-                *self.files.extended(),
+                *files.extended(),
                 *executions.extended(),
             ),
             audit,

@@ -192,7 +192,13 @@ async def test_what_is_refused(owner: Client, session: str) -> None:
 async def test_another_owners_session(gateway: Gateway, session: str) -> None:
     """Another's session is answered like one that is not there, by every route."""
     async with gateway.client("blocks-stranger") as stranger:
-        for method, end in (("DELETE", ""), ("POST", "/exec"), ("GET", "/files"), ("GET", "/files/list"), ("POST", "/files")):
+        for method, end in (
+            ("DELETE", ""),
+            ("POST", "/exec"),
+            ("GET", "/files"),
+            ("GET", "/files/list"),
+            ("POST", "/files"),
+        ):
             answers = []
             for name in (session, "nobodys"):
                 body = {"tool": "code_execution", "input": {"code": "1"}} if end == "/exec" else None

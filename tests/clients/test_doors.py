@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tests.clients.door import Door, Outcome
     from tests.gateway import Gateway
 
-SLEEP = "open('.begun', 'w').close()\nprint('begun', flush=True)\nimport time; time.sleep(60)"
+SLEEP = "print('begun', flush=True)\nimport time; time.sleep(60)"
+MARKED = f"open('.begun', 'w').close()\n{SLEEP}"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 4, 9])\nplt.show()"
 DEATH = "print('last', flush=True)\nimport os, time; time.sleep(.2); os.kill(os.getpid(), 9)"
 LINES = 16_384
@@ -63,7 +64,7 @@ async def has(door: Door, scenario: str) -> bool:
 
 
 async def begun(door: Door) -> None:
-    """Wait until SLEEP is at work: an interrupt before that would find nothing to interrupt."""
+    """Wait until MARKED is at work: an interrupt before that would find nothing to interrupt."""
     path = f"/api/kernels/{await door.kernel_id()}/files/.begun"
     async with asyncio.timeout(30):
         while True:
@@ -146,7 +147,7 @@ async def test_cancel(door: Door) -> None:
     if not await has(door, "cancel"):
         return
     await keep(door)
-    execution = await door.start(SLEEP)
+    execution = await door.start(MARKED)
     await begun(door)
 
     await execution.cancel()
@@ -163,7 +164,7 @@ async def test_disconnect(door: Door) -> None:
     interrupts = await has(door, "disconnect")
     await keep(door)
     kernel_id = await door.kernel_id()
-    execution = await door.start(SLEEP)
+    execution = await door.start(MARKED)
     await begun(door)
 
     await execution.disconnect()

@@ -267,8 +267,8 @@ async def test_images_and_files(mcp: McpClient, session: str) -> None:
     [binary] = (await mcp.read_resource(links["a plot.png"].uri)).contents
     assert binary.mime_type == "image/png"
     assert base64.b64decode(binary.blob).startswith(b"\x89PNG")  # type: ignore[union-attr]
-    [template] = (await mcp.list_resource_templates()).resource_templates
-    assert template.uri_template.startswith("cellblock://sessions/")
+    templates = (await mcp.list_resource_templates()).resource_templates
+    assert [each.name for each in templates] == ["file", "output"]
 
 
 async def test_the_text_copy(mcp: McpClient, session: str) -> None:
@@ -296,6 +296,9 @@ async def test_long_output(mcp: McpClient, session: str) -> None:
         pages.append(told["text"]["text"])
         offset = told["text"].get("next_offset")
     assert "".join(pages) == whole
+    [uri] = outcome["full_texts"]
+    [full] = (await mcp.read_resource(uri)).contents
+    assert full.text == whole  # type: ignore[union-attr]
 
 
 async def test_many_results_stay_small(mcp: McpClient, session: str) -> None:

@@ -102,6 +102,20 @@ async def test_without_a_credential(strict: Gateway) -> None:
     assert "cellblock:execute" in found[0]["scopes_supported"]
 
 
+async def test_an_odd_host(strict: Gateway) -> None:
+    """What a client calls this host is said back only where it is a name."""
+    async with aiohttp.ClientSession(strict.url) as nobody:
+        for host in ('[::1]"x', "[::1], scope=y", "[::1]:1"):
+            async with nobody.post("/mcp", json=request("ping"), headers={"Host": host}) as response:
+                assert response.status == 401
+                told = response.headers["WWW-Authenticate"]
+                assert f"http://{host if host == '[::1]:1' else 'localhost'}/.well-known" in told
+            async with nobody.get(
+                "/.well-known/oauth-protected-resource", headers={"Host": host}
+            ) as response:
+                assert response.status == 200
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
 async def test_foreign_pages(alice: Client, origin: str) -> None:
     """A page of another origin is refused even with a good key."""
@@ -197,11 +211,19 @@ async def test_what_is_anothers(strict: Gateway) -> None:
         begun = await call(mcp, "start_execution", code="1", session_id=session)
         assert (await mcp.read_resource(written["uri"])).contents
         said = []
-        for uri in (written["uri"], written["uri"].replace(session, "s-nothing")):
+        output = f"cellblock://executions/{begun['execution_id']}/stdout"
+        await mcp.read_resource(output)
+        for uri in (
+            *(written["uri"], written["uri"].replace(session, "s-nothing")),
+            *(output, output.replace(begun["execution_id"], "0" * 32)),
+        ):
             with pytest.raises(MCPError) as refused:
                 await theirs.read_resource(uri)
-            said.append(refused.value.error.message)
-        assert said[0] == said[1]
+            said.append(refused.value.error.message.replace(begun["execution_id"], "0" * 32))
+        assert (said[0], said[2]) == (said[1], said[3])
+        for uri in ("cellblock://sessions/x", "file:///etc/passwd", f"{output}/../stderr"):
+            with pytest.raises(MCPError, match="no such resource"):
+                await mcp.read_resource(uri)
         for tool in ("get_execution", "cancel_execution"):
             with pytest.raises(Refusal) as nothing:
                 await call(theirs, tool, execution_id=begun["execution_id"])

@@ -1,11 +1,9 @@
-"""JSON-RPC over a WebSocket, against real kernels: what the scenarios of all doors do not show."""
+"""JSON-RPC over a WebSocket, against real kernels: its protocol, and executions."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,44 +14,13 @@ import pytest
 from gateway.http.rpc.connection import MAX_FEEDS, MAX_REQUESTS
 from tests.clients.rpc import RpcError, connected, opened
 from tests.gateway import Client, running
-from tests.integration.test_ownership import authorized, command
-from tests.lifecycle import eventually, until_state
+from tests.lifecycle import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.clients.rpc import Rpc
     from tests.gateway import Gateway
 
 SLEEP = "print('begun', flush=True)\nimport time; time.sleep(60)"
-
-
-@pytest.fixture(scope="module")
-async def owner(gateway: Gateway) -> AsyncIterator[Client]:
-    """An owner of this module's own."""
-    async with gateway.client("rpc-owner") as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-async def kernel_id(owner: Client) -> AsyncIterator[str]:
-    """A kernel that the tests share; each leaves it idle."""
-    made = await owner.start()
-    yield made
-    await owner.delete(made)
-
-
-@pytest.fixture
-async def rpc(owner: Client) -> AsyncIterator[Rpc]:
-    """A connection of its own."""
-    async with connected(owner) as rpc:
-        yield rpc
-
-
-def trail(gateway: Gateway) -> list[dict[str, Any]]:
-    """Return what is in the audit trail's files now."""
-    files = sorted((gateway.state_dir / "gateway" / "audit").glob("*.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 def text(events: list[dict[str, Any]]) -> str:
@@ -177,6 +144,17 @@ async def test_a_frame_that_is_too_large() -> None:
             await rpc.socket.send_str("x" * 70_000)
             assert await eventually(lambda: rpc.socket.closed)
             assert rpc.socket.close_code == 1009
+
+
+async def test_a_page_of_another_site(gateway: Gateway) -> None:
+    """A page of another site cannot use the cookie of a browser for a connection of its own."""
+    key = gateway.key("rpc-owner")
+    async with aiohttp.ClientSession(gateway.url, cookies={"cellblock_token": key}) as browser:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await browser.ws_connect("/api/rpc", origin="http://elsewhere.example")
+        async with browser.ws_connect("/api/rpc", origin=gateway.url) as socket:
+            assert not socket.closed
+    assert refused.value.status == 403
 
 
 async def test_without_an_upgrade(owner: Client) -> None:
@@ -349,362 +327,6 @@ async def test_too_many_subscriptions(rpc: Rpc, kernel_id: str) -> None:
     await rpc.until("execution.completed", execution_id=queued[-1])
 
 
-# -- kernels, contexts, files -------------------------------------------------------------------------------
-
-
-async def test_kernels_and_contexts(rpc: Rpc, owner: Client) -> None:
-    """Kernels and contexts are made, shown, listed and ended as over REST."""
-    made = await rpc.call("kernels.create", name="python3", env={"KERNEL_MARK": "m"})
-    assert made["id"] in {kernel["id"] for kernel in await rpc.call("kernels.list")}
-    assert (await rpc.call("kernels.get", kernel_id=made["id"]))["owner"] == "rpc-owner"
-    assert (await rpc.call("kernels.usage", kernel_id=made["id"]))["memory_bytes"] > 0
-    assert await rpc.call("kernels.delete", kernel_id=made["id"]) is None
-
-    context = await rpc.call("contexts.open", name="chat:1", ttl_s=600)
-    await rpc.call("execute", code="kept = 7", context="chat:1")
-    view = await rpc.call("execute", code="kept", context="chat:1")
-    assert view["kernel_id"] == context["kernel_id"]
-    assert view["result"]["outputs"][0]["data"]["text/plain"] == "7"
-    assert (await rpc.call("contexts.keep", name="chat:1"))["name"] == "chat:1"
-    assert [each["name"] for each in await rpc.call("contexts.list")] == ["chat:1"]
-    assert await rpc.call("contexts.close", name="chat:1") is None
-    assert {context["kernel_id"], made["id"]}.isdisjoint(
-        kernel["id"] for kernel in await owner.json("GET", "/api/kernels")
-    )
-
-
-async def test_files(rpc: Rpc, kernel_id: str) -> None:
-    """Files are written, read in parts, edited and removed, and nothing is overwritten by mistake."""
-
-    async def call(method: str, **params: Any) -> Any:
-        return await rpc.call(f"files.{method}", kernel_id=kernel_id, **params)
-
-    await call("mkdir", path="data/in")
-    written = await call("write", path="data/in/a.txt", text="grün\n")
-    assert written["sha256"] == hashlib.sha256("grün\n".encode()).hexdigest()
-    with pytest.raises(RpcError) as changed:
-        await call("write", path="data/in/a.txt", text="x", expected_sha256="0" * 64)
-    assert (changed.value.number, changed.value.code) == (-32012, "precondition_failed")
-    with pytest.raises(RpcError):
-        await call("write", path="data/in/a.txt", text="x", absent=True)
-    await call("append", path="data/in/a.txt", text="blau\n")
-    await call("edit", path="data/in/a.txt", old="grün", new="rot")
-    with pytest.raises(RpcError) as conflict:
-        await call("edit", path="data/in/a.txt", old="rot", new="x", expected_replacements=2)
-    assert conflict.value.reason == "replacements"
-    part = await call("read", path="data/in/a.txt", offset=4, limit=4)
-    assert (part["text"], part["size"], part["next_offset"]) == ("blau", 9, 8)
-
-    raw = bytes(range(256))
-    await call("write", path="raw", data=b64encode(raw).decode())
-    assert b64decode((await call("read", path="raw", encoding="base64"))["data"]) == raw
-    view = await rpc.call("execute", code="print(len(open('raw', 'rb').read()))", kernel_id=kernel_id)
-    assert view["result"]["stdout"] == "256\n"
-    await call("move", path="raw", to="data/raw")
-    listed = await call("list", recursive=True)
-    assert {"data/raw", "data/in/a.txt"} <= {each["path"] for each in listed["files"]}
-    assert (await call("stat", path="data/raw"))["size"] == 256
-    await call("delete", path="data", recursive=True)
-    for wrong in ("../etc/passwd", "/etc/passwd", "data/raw"):
-        with pytest.raises(RpcError):
-            await call("read", path=wrong)
-    with pytest.raises(RpcError) as no_base64:
-        await call("write", path="raw", data="?")
-    assert (no_base64.value.number, no_base64.value.reason) == (-32602, "data")
-
-
-async def test_commands_and_processes(rpc: Rpc, kernel_id: str) -> None:
-    """Commands and processes run beside a busy kernel: input, output by a cursor, signals, a look around."""
-    slow = await rpc.call("start", code=SLEEP, kernel_id=kernel_id)
-
-    async def call(method: str, **params: Any) -> Any:
-        return await rpc.call(method, kernel_id=kernel_id, **params)
-
-    done = await call("command.run", command="cat; exit 3", stdin="in")
-    assert (done["status"], done["exit_code"], done["stdout"]) == ("error", 3, "in")
-    process = await call("process.start", argv=["cat"])
-    await call("process.input", process_id=process["id"], text="one\n")
-    output = await call("process.read", process_id=process["id"], wait_s=10)
-    assert [chunk["text"] for chunk in output["chunks"]] == ["one\n"]
-    assert process["pid"] in {each["pid"] for each in await call("system.tree")}
-    await call("process.signal", process_id=process["id"], signal="TERM")
-    output = await call("process.read", process_id=process["id"], cursor=output["cursor"], wait_s=10)
-    assert (output["process"]["state"], output["process"]["exit_code"]) == ("ended", -15)
-    assert [each["id"] for each in await call("process.list")] == [process["id"]]
-    await call("process.remove", process_id=process["id"])
-    assert await call("process.list") == []
-    sleeper = await call("process.start", command="sleep 60")
-    await call("system.kill", pid=sleeper["pid"], signal="KILL")
-    output = await call("process.read", process_id=sleeper["id"], wait_s=10)
-    assert output["process"]["exit_code"] == -9
-    assert (await call("system.snapshot"))["memory_bytes"] > 0
-    with pytest.raises(RpcError) as wrong:
-        await call("process.signal", process_id=sleeper["id"], signal="NONE")
-    assert (wrong.value.number, wrong.value.reason) == (-32602, "signal")
-
-    assert (await rpc.call("get", execution_id=slow["execution_id"]))["status"] == "running"
-    await rpc.call("control", action="cancel", execution_id=slow["execution_id"])
-
-
-async def test_a_command_ends_with_its_connection(owner: Client, kernel_id: str) -> None:
-    """A command whose connection drops is killed."""
-    async with connected(owner) as rpc:
-        await rpc.ask("command.run", kernel_id=kernel_id, command="exec -a left-alone sleep 60")
-        async with asyncio.timeout(20):
-            while not await found(rpc, kernel_id, "left-alone"):
-                await asyncio.sleep(0.05)
-        await rpc.socket.close()
-    async with connected(owner) as rpc, asyncio.timeout(20):
-        while await found(rpc, kernel_id, "left-alone"):
-            await asyncio.sleep(0.05)
-
-
-async def found(rpc: Rpc, kernel_id: str, name: str) -> bool:
-    """Tell whether a process of this name runs in a cell."""
-    tree = await rpc.call("system.tree", kernel_id=kernel_id)
-    return any(each["command"].startswith(name) for each in tree)
-
-
-# -- tools --------------------------------------------------------------------------------------------------
-
-CALLS = """
-import asyncio, cellblock
-async def main():
-    return await asyncio.gather(*(cellblock.acall("double", number=n) for n in range(5)))
-print(await main())
-try:
-    cellblock.call("fail")
-except cellblock.ToolError as error:
-    print("refused:", error)
-"""
-
-
-async def test_tools_that_call_back(owner: Client, kernel_id: str) -> None:
-    """Code calls the tools of the connection that offered them, in parallel, and sees what goes wrong."""
-    together = asyncio.Barrier(5)
-
-    async def double(number: int) -> int:
-        async with asyncio.timeout(20):
-            await together.wait()
-        return number * 2
-
-    async def fail() -> None:
-        raise ValueError("no such thing")
-
-    offers = [{"name": "double"}, {"name": "fail", "description": "Fails."}]
-    async with connected(owner, {"double": double, "fail": fail}) as rpc:
-        view = await rpc.call("execute", code=CALLS, kernel_id=kernel_id, tools=offers)
-
-    lines = view["result"]["stdout"].splitlines()
-    assert lines[0] == "[0, 2, 4, 6, 8]", view["result"]
-    assert "no such thing" in lines[1]
-
-
-async def test_a_tool_call_waits_for_who_comes_back(owner: Client, kernel_id: str) -> None:
-    """A call that a dropped connection did not answer is put again to the one that subscribes with tools."""
-    code = "import cellblock; print(cellblock.call('ask'))"
-    async with connected(owner) as rpc:
-        begun = (await rpc.call("start", code=code, kernel_id=kernel_id, tools=[{"name": "ask"}]))[
-            "execution_id"
-        ]
-        await rpc.call("subscribe", execution_id=begun)
-        cursor = (await rpc.until("execution.tool_call", name="ask"))["cursor"]
-
-    async def ask() -> dict[str, int]:
-        return {"answer": 42}
-
-    async with connected(owner, {"ask": ask}) as rpc:
-        await rpc.call("subscribe", execution_id=begun, cursor=cursor, tools=True)
-        await rpc.until("execution.completed", execution_id=begun)
-        view = await rpc.call("get", execution_id=begun)
-
-    assert view["result"]["stdout"] == "{'answer': 42}\n"
-
-
-async def test_a_tool_call_answered_by_a_request(rpc: Rpc, kernel_id: str) -> None:
-    """A subscriber without tools sees the call and may answer it by the method `answer`, once."""
-    code = "import cellblock; print(cellblock.call('ask', what='it'))"
-    offers = [{"name": "ask"}]
-    begun = (await rpc.call("start", code=code, kernel_id=kernel_id, tools=offers))["execution_id"]
-    await rpc.call("subscribe", execution_id=begun)
-    asked = await rpc.until("execution.tool_call", execution_id=begun)
-
-    await rpc.call("answer", execution_id=begun, call_id=asked["call_id"], result=[asked["arguments"]])
-    with pytest.raises(RpcError) as again:
-        await rpc.call("answer", execution_id=begun, call_id=asked["call_id"], result=1)
-
-    assert again.value.code == "not_found"
-    await rpc.until("execution.tool_answer", call_id=asked["call_id"])
-    await rpc.until("execution.completed", execution_id=begun)
-    assert (await rpc.call("get", execution_id=begun))["result"]["stdout"] == "[{'what': 'it'}]\n"
-
-
-# -- who may do what, and what is left ----------------------------------------------------------------------
-
-
-async def test_scopes(gateway: Gateway, kernel_id: str) -> None:
-    """A key does by this door what it may do by REST, and nothing more."""
-    wanted = {
-        "kernels": {"kernels.list": {}, "control": {"action": "interrupt", "kernel_id": kernel_id}},
-        "execute": {"execute": {"code": "1", "kernel_id": kernel_id}, "list": {}},
-        "files": {"files.list": {"kernel_id": kernel_id}},
-    }
-    for scope in wanted:
-        async with opened(gateway, "rpc-owner", scope) as rpc:
-            for needed, calls in wanted.items():
-                for method, params in calls.items():
-                    if needed == scope:
-                        await rpc.call(method, **params)
-                        continue
-                    with pytest.raises(RpcError) as refused:
-                        await rpc.call(method, **params)
-                    assert (refused.value.number, refused.value.reason) == (-32003, "missing_scope"), method
-
-
-async def test_everything_of_anothers_is_not_there(gateway: Gateway, owner: Client, kernel_id: str) -> None:
-    """Every method that names a kernel, context or execution says the same of another's as of none."""
-    nowhere = str(uuid4())
-    async with connected(owner) as rpc, opened(gateway, "rpc-stranger") as stranger:
-        await rpc.call("contexts.open", name="theirs")
-        described = (await rpc.call("describe"))["methods"]
-        tried = 0
-        for method in described:
-            names = method["params"].get("properties", {})
-            if "kernel_id" not in names and "name" not in names:
-                continue
-            if method["name"] in {"kernels.create", "contexts.open"}:
-                continue
-            answers = []
-            for kernel, context in ((kernel_id, "theirs"), (nowhere, "nobodys")):
-                given = {"kernel_id": kernel} if "kernel_id" in names else {"name": context}
-                with pytest.raises(RpcError) as refused:
-                    await stranger.call(method["name"], **given, **MORE.get(method["name"], {}))
-                assert refused.value.code == "not_found", method["name"]
-                answers.append(repr(refused.value.args).replace(kernel, "ID").replace(context, "ID"))
-            assert answers[0] == answers[1], method["name"]
-            tried += 1
-        await rpc.call("contexts.close", name="theirs")
-    assert tried >= 15
-
-
-MORE: dict[str, dict[str, Any]] = {
-    "execute": {"code": "1"},
-    "start": {"code": "1"},
-    "control": {"action": "interrupt"},
-    "command.run": {"command": "id"},
-    "process.start": {"command": "id"},
-    "process.input": {"process_id": "p", "text": "x"},
-    "process.read": {"process_id": "p"},
-    "process.signal": {"process_id": "p", "signal": "INT"},
-    "process.remove": {"process_id": "p"},
-    "system.kill": {"pid": 1},
-    "files.stat": {"path": "a"},
-    "files.read": {"path": "a"},
-    "files.write": {"path": "a", "text": "x"},
-    "files.append": {"path": "a", "text": "x"},
-    "files.edit": {"path": "a", "old": "a", "new": "b"},
-    "files.mkdir": {"path": "a"},
-    "files.move": {"path": "a", "to": "b"},
-    "files.delete": {"path": "a"},
-}
-
-
-async def test_what_is_done_is_recorded(gateway: Gateway, owner: Client, kernel_id: str) -> None:
-    """A connection's begin and end, what it did, and what was refused stand in the trail, by this door."""
-    async with connected(owner) as rpc:
-        await rpc.call("files.write", kernel_id=kernel_id, path="told", text="x")
-        await rpc.call("execute", code="1", kernel_id=kernel_id)
-        with pytest.raises(RpcError):
-            await rpc.call("kernels.delete", kernel_id=str(uuid4()))
-
-    def mine() -> list[dict[str, Any]]:
-        found = [r for r in trail(gateway) if r.get("who") == "rpc-owner" and r["door"] == "rpc"]
-        opened = max(n for n, r in enumerate(found) if r["action"] == "channels.open")
-        # the connection of the test before may still be closing
-        return [r for r in found[opened:] if r["request_id"].startswith(found[opened]["request_id"])]
-
-    assert await eventually(lambda: mine()[-1]["action"] == "channels.close")
-    records = mine()
-    assert [r["action"] for r in records] == [
-        "channels.open",
-        "file.write",
-        "job.create",
-        "execution.end",
-        "access.refused",
-        "channels.close",
-    ]
-    assert records[0]["target"] == records[-1]["target"] == "rpc"
-    assert records[4]["target"] == "GET /api/rpc kernels.delete"
-    assert records[-1]["extra"] == {"requests": 3, "refused": 1}
-    # each request has a name of its own below the connection's
-    names = [r["request_id"] for r in records]
-    assert len({names[0], names[1], names[2], names[4]}) == 4
-
-
-async def test_a_key_that_has_ended(gateway: Gateway) -> None:
-    """When its key is revoked, a connection is closed with 1008, and what hangs on it is interrupted."""
-    token = await command(gateway, "create", "rpc-late")
-    async with authorized(gateway, token) as late, connected(late) as rpc:
-        answer = await rpc.ask("execute", code=SLEEP)
-        await rpc.until("execution.output")
-        await command(gateway, "revoke", "rpc-late")
-
-        assert await eventually(lambda: rpc.socket.closed)
-        assert rpc.socket.close_code == 1008
-        with pytest.raises(ConnectionError):
-            await answer
-    async with gateway.client("rpc-late") as again:
-        assert await none_left(again)
-
-
-async def none_left(client: Client) -> bool:
-    """Tell whether an owner's kernels come to an end by themselves."""
-    async with asyncio.timeout(15):
-        while await client.json("GET", "/api/kernels"):
-            await asyncio.sleep(0.1)
-    return True
-
-
-async def test_sockets_are_counted() -> None:
-    """An owner has as many connections as the quota says, those to kernels included."""
-    with running("--no-keep", env={"CELLBLOCK_QUOTAS__SOCKETS": "1"}) as few:
-        async with few.client() as alice, connected(alice):
-            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
-                await alice.http.ws_connect("/api/rpc")
-            assert refused.value.status == 429
-        async with few.client() as alice, connected(alice) as rpc:
-            assert await rpc.call("ping")
-
-
-async def test_a_gateway_that_ends(owner: Client) -> None:
-    """A gateway that is told to end closes the connection with 1012, and interrupts what hangs on it."""
-    with running("--no-keep") as ending:
-        async with ending.client() as alice, connected(alice) as rpc:
-            answer = await rpc.ask("execute", code=SLEEP)
-            await rpc.until("execution.output")
-            await asyncio.to_thread(ending.end)
-            assert await eventually(lambda: rpc.socket.closed)
-            assert rpc.socket.close_code == 1012
-            with pytest.raises(ConnectionError):
-                await answer
-
-
-async def test_a_slow_reader_holds_nobody_up(gateway: Gateway, owner: Client, kernel_id: str) -> None:
-    """A client that does not read is waited for alone: others are served, and its own gets all in the end."""
-    flood = "for n in range(30_000): print('x' * 200)"
-    async with connected(owner) as other, owner.http.ws_connect("/api/rpc", max_msg_size=0) as slow:
-        body = {"jsonrpc": "2.0", "id": 1, "method": "execute"}
-        await slow.send_json(body | {"params": {"code": flood, "kernel_id": kernel_id, "text_chars": 200}})
-        await until_state(owner, kernel_id, "busy")
-        await until_state(owner, kernel_id, "idle", 30)
-        assert (await asyncio.wait_for(other.call("ping"), 5))["principal"] == "rpc-owner"
-        last: dict[str, Any] = {}
-        async with asyncio.timeout(30):
-            while "result" not in last:
-                last = await slow.receive_json()
-    assert last["result"]["status"] == "ok"
-
-
 def connected_like(rpc: Rpc) -> Any:
     """Open another connection of the same owner's."""
     session = rpc.socket._response._session
@@ -712,15 +334,3 @@ def connected_like(rpc: Rpc) -> Any:
     from tests.gateway import Client
 
     return connected(Client(session))
-
-
-async def test_a_connection_that_drops_at_once(gateway: Gateway) -> None:
-    """Whenever a connection drops, before, while or after its kernel starts, its code does not go on."""
-    async with gateway.client("rpc-dropper") as dropper:
-        for wait_s in (0.0, 0.01, 0.05, 0.3, 0.6):
-            async with connected(dropper) as rpc:
-                await rpc.ask("execute", code=SLEEP)
-                await asyncio.sleep(wait_s)
-                await rpc.socket.close()
-        assert await none_left(dropper)
-        assert not [job for job in await dropper.json("GET", "/api/executions") if job["ended_at"] is None]

@@ -29,6 +29,7 @@ def test_versions() -> None:
     known["@jupyterlab/services"] = json.loads(BUILD.read_text())["resolutions"][
         "@jupyterlab/services"
     ].lstrip("~")
+    known |= json.loads((ROOT / "tests" / "clients" / "js" / "package.json").read_text())["dependencies"]
     named = {cells[0]: cells[1] for cells in CLIENTS if "not installed" not in cells[1]}
 
     assert named == {name: known[name.replace("_", "-")] for name in named}

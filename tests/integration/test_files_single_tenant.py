@@ -69,3 +69,16 @@ async def test_a_workspace(gateway: Gateway) -> None:
         assert listed == {"name": "w", "size_bytes": None, "used_bytes": None, "in_use": False}
         await client.json("DELETE", "/api/workspaces/w", status=204)
         assert not list(Path(gateway.state_dir, "warden", "workspaces").glob("*/*"))
+
+
+async def test_a_shared_workspace(gateway: Gateway) -> None:
+    """Kernels that say so share a directory, others are refused meanwhile, and the last one frees it."""
+    async with gateway.client() as client:
+        first, second = [await client.start(workspace="both", shared=True) for _ in range(2)]
+        await client.out(first, "open('x', 'w').write('one')")
+        assert await client.out(second, "print(open('x').read())") == "one\n"
+        await client.json("POST", "/api/kernels", {"workspace": "both"}, status=409)
+        await client.delete(first)
+        await client.json("DELETE", "/api/workspaces/both", status=409)
+        await client.delete(second)
+        await client.json("DELETE", "/api/workspaces/both", status=204)

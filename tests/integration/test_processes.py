@@ -186,6 +186,10 @@ async def test_a_time_limit_ends_the_whole_group(alice: Client, kernel_id: str) 
     result = await command(alice, kernel_id, line, timeout_s=0.5)
     assert (result["status"], result["exit_code"], result["stdout"]) == ("timeout", -9, "first\n")
     assert 1.4 < time.monotonic() - begun < 5
+    # who has left somebody behind that writes on without end has ended all the same
+    left = await command(alice, kernel_id, "echo here; yes & exit 6", timeout_s=20)
+    assert (left["status"], left["exit_code"], left["stdout"][:5]) == ("error", 6, "here\n")
+    await command(alice, kernel_id, "pkill yes")
     polite = await command(alice, kernel_id, "trap 'echo bye; exit 5' TERM; sleep 60 & wait", timeout_s=0.3)
     assert (polite["status"], polite["exit_code"], polite["stdout"]) == ("timeout", 5, "bye\n")
     assert (await command(alice, kernel_id, "pgrep bash"))["exit_code"] == 1

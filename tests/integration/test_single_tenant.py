@@ -18,6 +18,7 @@ import pytest
 from tests.gateway import Client, Gateway, running
 from tests.integration.test_kernel_life import STUBBORN
 from tests.lifecycle import cells, eventually, kernels, run_dirs, traces, until_state
+from tests.machine import processes_named
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -333,3 +334,25 @@ def test_another_users_state_directory_is_refused(user: pwd.struct_passwd) -> No
         assert "cannot be used: Permission denied" in done.stderr
     finally:
         gateway.destroy()
+
+
+async def test_commands_run_beside_the_kernel(client: Client) -> None:
+    """As an ordinary user, too: confined like the kernel, in its home, killed with it."""
+    kernel_id = await client.start()
+    path = f"/api/kernels/{kernel_id}"
+    look = "grep -E '^(NoNewPrivs|Seccomp|CapEff):' /proc/self/status"
+    line = f"{look}; pwd; echo $HOME; sleep 4714 >/dev/null 2>&1 &"
+    result = await client.json("POST", f"{path}/commands", {"command": line})
+    values = dict(row.split(":\t") for row in result["stdout"].splitlines()[:3])
+    assert values == {"CapEff": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"}
+    home, same = result["stdout"].splitlines()[3:]
+    assert home == same
+    assert await client.out(kernel_id, "import os; print(os.environ['HOME'])") == f"{home}\n"
+    process = await client.json("POST", f"{path}/processes", {"argv": ["cat"]}, status=201)
+    path = f"{path}/processes/{process['id']}"
+    await client.json("POST", f"{path}/input", {"text": "x", "eof": True}, status=204)
+    output = await client.json("GET", f"{path}/output?wait_s=10")
+    assert output["chunks"] == [{"stream": "stdout", "text": "x"}]
+    assert processes_named("4714")
+    await client.delete(kernel_id)
+    assert await eventually(lambda: not processes_named("4714"))

@@ -1,4 +1,4 @@
-"""Workspaces: homes that persist, are their owner's alone, bounded, and have one kernel, or several that share."""
+"""Workspaces: homes that persist, their owner's alone, bounded, of one kernel or of several that share."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ async def test_shared_by_several(alice: Client, small: Gateway) -> None:
 
 
 async def test_shared_and_alone_exclude_each_other(alice: Client) -> None:
-    """Whoever wants a shared home alone is refused, and whoever would share one that is not; the last frees."""
+    """Who wants a shared home alone is refused, as who would share one that is not; the last frees it."""
     first = await alice.start(workspace="both", shared=True)
     second = await alice.start(workspace="both", shared=True)
     refused = await alice.json("POST", "/api/kernels", {"workspace": "both"}, status=409)
@@ -276,7 +276,7 @@ async def test_shared_and_alone_exclude_each_other(alice: Client) -> None:
 
 
 async def test_links_in_a_shared_home(alice: Client) -> None:
-    """A link that one kernel plants is not followed for another's files, neither out of the home nor in it."""
+    """A link that one kernel plants is not followed for another's files, neither out of the home nor in."""
     first, second = [await alice.start(workspace="both", shared=True) for _ in range(2)]
     await alice.out(
         first,
@@ -289,3 +289,16 @@ async def test_links_in_a_shared_home(alice: Client) -> None:
         assert response.status == 200
     # the link was replaced, not what it pointed to
     assert await alice.out(first, "print(os.path.islink('out'), open('out').read())") == "False x\n"
+
+
+@pytest.mark.parametrize("spec", ["python3", "python3-bubblewrap"])
+async def test_another_name_of_the_home(alice: Client, spec: str) -> None:
+    """The home, with a workspace or without, is /home/user as well, and nothing of the host's is there."""
+    code = (
+        "import os; open('/home/user/x', 'w').write('1'); print(open(os.path.expanduser('~/x')).read(), "
+        "os.path.samefile('/home/user', os.path.expanduser('~')))"
+    )
+    for kernel in (await alice.start(spec), await alice.start(spec, workspace="named")):
+        assert await alice.out(kernel, code) == "1 True\n"
+        await alice.delete(kernel)
+    assert not Path("/home/user").is_symlink()

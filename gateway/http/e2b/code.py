@@ -20,7 +20,7 @@ from gateway.models import ExecutionStatus
 if TYPE_CHECKING:
     from gateway.models import ExecutionResult
     from gateway.models.sandboxes import SandboxContext
-    from gateway.services.sandboxes import Sandbox
+    from gateway.services.sandbox_book import Sandbox
 
 KEEPALIVE_S = 5.0
 CODE_PORT = "49999"

@@ -29,7 +29,7 @@ from gateway.http.e2b.views import (
 from gateway.models import Usage, timestamp
 
 if TYPE_CHECKING:
-    from gateway.services.sandboxes import Sandbox
+    from gateway.services.sandbox_book import Sandbox
 
 NEXT = "x-next-token"
 MOST = 100

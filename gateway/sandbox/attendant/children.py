@@ -14,7 +14,7 @@ from typing import Any
 from gateway.sandbox.attendant.wires import PIECE, Wires
 
 # bytes of standard input that wait for their reader
-INPUT_WAITING = 2 << 20
+INPUT_WAITING = 4 << 20
 PR_SET_PDEATHSIG, FIONREAD = 1, 0x541B
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -49,8 +49,7 @@ class Child:
             for _ in range(2):
                 ends += os.pipe()
             theirs = (ends[0], ends[3], ends[5])
-            self.pid = spawn(order, theirs)
-            self._pidfd = os.pidfd_open(self.pid)
+            self.pid, self._pidfd = spawn(order, theirs)
         except OSError as error:
             close(*ends)
             raise Refused("no_room", f"No process can be started: {error.strerror}.") from None
@@ -154,14 +153,21 @@ class Child:
             self._stdin = -1
 
 
-def spawn(order: dict[str, Any], streams: tuple[int, int, int]) -> int:
-    """Start a program in a session of its own, which dies with this process. Raises Refused, OSError."""
+def spawn(order: dict[str, Any], streams: tuple[int, int, int]) -> tuple[int, int]:
+    """Start a program in a session of its own, which dies with this process; return its pid and pidfd.
+
+    Raises Refused, OSError.
+    """
     environment = {**os.environ, **order["env"]}
     home = environment.get("HOME", "/")
     place = os.path.join(home, order["cwd"] or "")
     reader, writer = os.pipe()
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        close(reader, writer)
+        raise
     if not pid:
         # nothing but an exec leads out of here
         try:
@@ -188,7 +194,12 @@ def spawn(order: dict[str, Any], streams: tuple[int, int, int]) -> int:
     if said:
         os.waitpid(pid, 0)
         raise Refused("cannot_run", f"It cannot be run: {said.decode(errors='replace')}.")
-    return pid
+    try:
+        return pid, os.pidfd_open(pid)
+    except OSError:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def kill(pid: int, number: int, *, group: bool = False) -> None:

@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from gateway.sandbox.attendant.calls import Calls
-from gateway.sandbox.attendant.children import Child, Refused, kill
+from gateway.sandbox.attendant.children import Child, Refused, close, kill
 from gateway.sandbox.attendant.views import snapshot, tree
 from gateway.sandbox.attendant.wires import Wires
 
@@ -100,7 +100,11 @@ class Attendant:
         """Show the system, from a process of its own: what that has to load is not kept."""
         packages = bool(head["packages"]) and self._python
         reader, writer = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            close(reader, writer)
+            raise Refused("no_room", f"No process can be started: {error.strerror}.") from None
         if not pid:
             try:
                 with open(writer, "wb") as said:

@@ -55,7 +55,7 @@ def test_what_a_kernel_says_becomes_lines():
 
 
 def test_a_reader_that_is_too_slow():
-    """Past the bound output is left out with one mark, errors are kept, and what comes after reading is told."""
+    """Past the bound output is left out with one mark; errors are kept, and what comes after reading."""
     narration = Narration(ManualClock(), 10_000)
     for _ in range(1000):
         narration.deliver(stream("x" * 100))

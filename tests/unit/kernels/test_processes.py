@@ -121,8 +121,8 @@ async def test_input_that_is_not_read_is_bounded(processes) -> None:
     """A program that does not read makes the writer stop, and not the attendant grow."""
     process = await processes.start(Command(argv=("sleep", "60")), stdin=True)
     piece = b"x" * (1 << 20)
-    await processes.write(process.id, piece)
-    await processes.write(process.id, piece)
+    for _ in range(4):
+        await processes.write(process.id, piece)
     with pytest.raises(LimitReached):
         await processes.write(process.id, piece)
     closed = await processes.start(Command(argv=("sleep", "60")), stdin=False)
@@ -314,6 +314,27 @@ async def test_a_stopped_attendant_is_given_time_and_nothing_hangs(attendant) ->
     await asyncio.sleep(0.3)
     assert [each.id for each in await processes.listing()] == [shell.id]
     assert "sleep 88" not in [each.command for each in await processes.tree()]
+    processes.close()
+
+
+async def test_waiting_for_a_first_word_does_not_add_up(attendant) -> None:
+    """Who asks while a first answer is awaited waits for that one; a cell that is closed ends it at once."""
+    attendant.process.send_signal(signal.SIGSTOP)
+    processes = attendant.processes(answer_s=0.5)
+    begun = time.monotonic()
+    asked = await asyncio.gather(*(processes.listing() for _ in range(20)), return_exceptions=True)
+    assert time.monotonic() - begun < 1.5
+    assert {error.reason for error in asked} == {"attendant_silent"}
+    assert len(set(map(id, asked))) == 20
+
+    patient = attendant.processes(answer_s=30)
+    asking = asyncio.create_task(patient.listing())
+    await asyncio.sleep(0.1)
+    patient.close()
+    with pytest.raises((KernelDead, SandboxUnavailable)):
+        await asyncio.wait_for(asking, 2)
+    attendant.process.send_signal(signal.SIGCONT)
+    assert await processes.listing() == []
     processes.close()
 
 

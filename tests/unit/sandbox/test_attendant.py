@@ -41,7 +41,7 @@ def stat(pid: int) -> tuple[str, int, int, int]:
 
 
 def test_it_is_one_text_of_the_standard_library_alone() -> None:
-    """Nothing of the gateway's is imported in a cell; every name that a part uses is there once it is whole."""
+    """Nothing of the gateway's is imported in a cell, and the parts are one program."""
     for text in programs().values():
         for node in ast.walk(ast.parse(text)):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []

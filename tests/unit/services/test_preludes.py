@@ -1,4 +1,4 @@
-"""What is run around code: values stay values, in real shells and interpreters, and everything is put back."""
+"""What is run around code: values stay values in real interpreters, and everything is put back."""
 
 from __future__ import annotations
 

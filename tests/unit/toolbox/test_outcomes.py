@@ -11,7 +11,8 @@ import pytest
 from gateway.models import ExecutionError, ExecutionStatus
 from gateway.models.jobs import Event, JobStatus, JobView, TaskResult
 from gateway.toolbox.files import _up_to_a_character
-from gateway.toolbox.outcomes import Teller, file_uri
+from gateway.toolbox.outcomes import Teller
+from gateway.toolbox.resources import file_uri
 
 TELLER = Teller(text_chars=1000, image_bytes=100)
 
