@@ -56,7 +56,7 @@ FULL = Sizes(
     file_bytes=100 * MIB,
 )
 QUICK = Sizes(
-    budget_s=170,
+    budget_s=240,
     rounds=2,
     long_rounds=1,
     creates=1,

@@ -288,8 +288,8 @@ class MemoryKernel:
         subscriber: Subscriber,
         *,
         counts: bool = True,
-        page: Page | None = None,  # noqa: ARG002
-        current: bool = False,  # noqa: ARG002
+        page: Page | None = None,
+        current: bool = False,
     ) -> list[Message]:
         """Deliver messages to a subscriber; nothing is kept for anybody."""
         self._subscribers[id(subscriber)] = (subscriber, counts)
@@ -362,7 +362,17 @@ class MemoryKernel:
         return []
 
     async def interrupt_execution(self, execution_id: str) -> None:
-        """Raise NotFound."""
+        """Interrupt what runs, or take back what waits. Raises NotFound."""
+        if self._running is not None and self._running[0].msg_id == execution_id:
+            await self.interrupt()
+            return
+        for waiting in self._waiting:
+            if waiting[0].msg_id == execution_id:
+                self._waiting.remove(waiting)
+                self._release(waiting[0])
+                self._reply(*waiting, "execute_reply", {"status": "aborted"})
+                self._publish(waiting[0], "status", {"execution_state": "idle"})
+                return
         raise NotFound(f"Execution does not exist: {execution_id}")
 
     async def cancel_execution(self, execution_id: str) -> None:
@@ -528,7 +538,7 @@ class MemoryHost:
         """Return the first kernelspec's name."""
         return next(iter(self._specs))
 
-    def profile_limits(self, profile: str) -> Limits:  # noqa: ARG002
+    def profile_limits(self, profile: str) -> Limits:
         """Return the same limits for every profile."""
         return self._limits
 
@@ -541,7 +551,7 @@ class MemoryHost:
         env: Mapping[str, str],
         secrets: Mapping[str, SecretStr],
         limits: Limits,
-        workspace: WorkspaceChoice | None = None,  # noqa: ARG002
+        workspace: WorkspaceChoice | None = None,
     ) -> KernelHandle:
         """Start a kernel after a turn of the loop, or when `hold` is set."""
         self.starts += 1
@@ -572,11 +582,11 @@ class MemoryHost:
         finally:
             await kernel.shutdown(DeathReason.SHUTDOWN)
 
-    async def workspaces(self, owner: str) -> Sequence[WorkspaceFacts]:  # noqa: ARG002
+    async def workspaces(self, owner: str) -> Sequence[WorkspaceFacts]:
         """Return none: what is in memory does not persist."""
         return []
 
-    async def delete_workspace(self, owner: str, name: str) -> None:  # noqa: ARG002
+    async def delete_workspace(self, owner: str, name: str) -> None:
         """Refuse: there is none."""
         raise NotFound(f"There is no workspace '{name}'.")
 

@@ -40,7 +40,12 @@ async def create_execution(request: web.Request) -> web.StreamResponse:
         who, wanted, origin=origin(request, "rest"), idempotency_key=request.headers.get("Idempotency-Key")
     )
     if wanted.mode == "stream" or (stream is not None and wanted.mode == "wait"):
-        return await _streamed(request, job_id, stream or EventStream(FORMATS[0]), interrupts=True)
+        try:
+            return await _streamed(request, job_id, stream or EventStream(FORMATS[0]), interrupts=True)
+        except BaseException:
+            # also before there is a stream: while its kernel starts
+            ctx.jobs.leave(job_id)
+            raise
     if wanted.mode == "wait":
         view = await ctx.jobs.wait(who, job_id, text_chars=wanted.text_chars)
         status = 200

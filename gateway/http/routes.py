@@ -16,8 +16,8 @@ from gateway.http import (
 from gateway.http.access import ADMIN, PRINCIPAL, PUBLIC, owner
 from gateway.http.blocks.door import BLOCK_ROUTES
 from gateway.http.contexts import CONTEXT_ROUTES
-from gateway.http.file_views import FileChange, FileList, FileView, UnpackedView
 from gateway.http.e2b.routes import E2B_ROUTES
+from gateway.http.file_views import FileChange, FileList, FileView, UnpackedView
 from gateway.http.jobs import JOB_ROUTES
 from gateway.http.mcp import MCP_ROUTES
 from gateway.http.processes import PROCESS_ROUTES

@@ -7,22 +7,29 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-from gateway.errors import BadRequest, GatewayError
-from gateway.models import AuditAction, ExecutionResult, ExecutionStatus, Scope
+import structlog
+
+from gateway.errors import BadRequest, Conflict, GatewayError, NotFound
+from gateway.models import AuditAction, ExecutionResult, ExecutionStatus, Origin, Scope
+from gateway.origin import current
 from gateway.protocol.messages import MalformedMessage, make
 from gateway.protocol.outputs import Collector
 from gateway.services.auditing import recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
-    from gateway.models import DeathReason, ExecuteRequest, Execution, Message, Origin, Principal
+    from gateway.models import DeathReason, ExecuteRequest, Execution, Message, Principal
     from gateway.ports import Audit, Clock, KernelHandle
     from gateway.services.kernels import KernelService
     from gateway.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 # How long a cancelled caller is kept for the interrupt to take; it goes on without the caller after that.
 _ABANDON_WAIT_S = 1.0
+# How often it is interrupted, and how long it has to heed that.
+_INTERRUPTS, _HEED_S = 3, 2.0
 
 
 class ExecutionService:
@@ -45,10 +52,13 @@ class ExecutionService:
         on_message: Callable[[Message], None] | None = None,
         execution_id: str | None = None,
         metadata: Mapping[str, object] | None = None,
+        own: bool = False,
     ) -> ExecutionResult:
         """Execute code and wait for its end; `on_message` sees each of its messages as they come.
 
-        `execution_id` is the id that it shall have, a new one; `metadata` goes with the request.
+        `execution_id` is the id that it shall have, a new one; `metadata` goes with the request. Its record
+        has `origin`, or that of the request being served; with `own` it is the gateway's own doing, which
+        prepares a kernel, and is neither counted nor recorded.
 
         The kernel's handle keeps the deadline and answers for a kernel that dies, so an end always comes.
         When the caller is cancelled, the execution is interrupted.
@@ -68,7 +78,8 @@ class ExecutionService:
         with ExitStack() as attached:
             attached.callback(handle.detach, listener)
             handle.attach(listener, counts=False)
-            handle.send(message, listener, timeout_s=request.timeout_s, origin=origin)
+            whose = None if own else origin or current() or _by(principal)
+            handle.send(message, listener, timeout_s=request.timeout_s, origin=whose)
             try:
                 await listener.finished.wait()
             except asyncio.CancelledError:
@@ -131,46 +142,68 @@ class _Listener:
         self._msg_id = msg_id
         self._collector = collector
         self._on_message = on_message
-        self._begun = asyncio.Event()
-        self._over = False
+        self.over = asyncio.Event()
         self.finished = asyncio.Event()
         self.failure: Exception | None = None
         self.death: DeathReason | None = None
 
     def deliver(self, message: Message) -> None:
         """Fold one message; those of other executions are passed over."""
-        if message.parent_id != self._msg_id or self.finished.is_set():
+        if message.parent_id != self._msg_id or self.over.is_set():
             return
-        self._begun.set()
         try:
             if self._on_message is not None:
                 self._on_message(message)
-            self._over = self._collector.feed(message, trusted=message.authored)
         except Exception as error:  # noqa: BLE001 - run() raises it; the kernel's reader must not see it
+            self._on_message = None
             self.failure = error
             self.finished.set()
-        if self._over:
+        if self._collector.feed(message, trusted=message.authored):
             if self._handle.timed_out(self._msg_id):
                 self._collector.mark_timeout()
+            self.over.set()
             self.finished.set()
 
     def ended(self, reason: DeathReason) -> None:
         """Note that the kernel is gone for good."""
         if not self.finished.is_set():
             self.death = reason
-        self._over = True
-        self._begun.set()
+        self.over.set()
         self.finished.set()
 
     async def interrupt(self, attached: ExitStack) -> None:
-        """Interrupt an execution that nobody waits for any more, then detach."""
+        """Interrupt an execution that nobody waits for any more, or take it back, then detach."""
         self._on_message = None
         with attached:
-            # Until it begins, an interrupt would hit what runs before it.
-            await self._begun.wait()
-            if not self._over:
-                with suppress(GatewayError):
-                    await self._handle.interrupt()
+            await insist(self._interrupt, self.over)
+
+    async def _interrupt(self) -> None:
+        await self._handle.interrupt_execution(self._msg_id)
+
+
+async def insist(interrupt: Callable[[], Awaitable[None]], over: asyncio.Event) -> None:
+    """Interrupt what nobody waits for until it is over, a few times: one in its first moments gets lost.
+
+    An IPython kernel that is about to run code, and does not run it yet, passes an interrupt over.
+    """
+    for _ in range(_INTERRUPTS):
+        if over.is_set():
+            return
+        try:
+            await interrupt()
+        except (NotFound, Conflict):
+            # it has ended, or its kernel has
+            return
+        except GatewayError as error:
+            log.warning("not_interrupted", error=error.message)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HEED_S):
+                await over.wait()
+
+
+def _by(principal: Principal) -> Origin:
+    """Return an origin where no door has said one: nothing that is run for somebody goes without."""
+    return Origin(principal=principal.name, key_id=principal.key_id, door="gateway")
 
 
 def _message(

@@ -10,6 +10,7 @@ from gateway.errors import BadRequest, Conflict, GatewayError, NotFound, Payload
 from gateway.models import ExecuteRequest, ExecutionState, Scope
 from gateway.models.jobs import JobStatus, TaskResult, TaskUsage
 from gateway.protocol.narration import clean
+from gateway.services.executions import insist
 from gateway.services.files import pieces_of
 
 if TYPE_CHECKING:
@@ -101,8 +102,7 @@ class JobRunner:
         """Interrupt a job that nobody waits for any more, and begin no further task of it."""
         job.stopping = job.stopping or "disconnected"
         if job.current is not None:
-            with suppress(GatewayError):
-                await self._executions.interrupt(job.principal, job.kernel_id or "", job.current)
+            await insist(lambda: self.interrupt(job), job.done)
         elif not job.placed.is_set() and job.runner is not None:
             job.runner.cancel()
 

@@ -177,7 +177,7 @@ class SandboxCode:
         request = ExecuteRequest(
             code=code, silent=True, store_history=False, stop_on_error=False, timeout_s=PRELUDE_S
         )
-        task = asyncio.create_task(self._executions.run(principal, handle.id, request))
+        task = asyncio.create_task(self._executions.run(principal, handle.id, request, own=True))
         self._around.add(task)
         task.add_done_callback(self._forget)
         return task

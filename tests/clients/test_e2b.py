@@ -228,21 +228,20 @@ async def test_nothing_is_left(roomy: Gateway) -> None:
         assert await owner.json("GET", "/api/workspaces") == []
 
 
-async def test_an_end_comes() -> None:
+async def test_an_end_comes(roomy: Gateway) -> None:
     """A sandbox ends when its time is over, whatever it does, and leaves nothing."""
-    with running("--no-keep") as own:
-        made = (await e2b.run("sync", own, "create_one", timeout=6))["create_one"]["id"]
-        async with own.client() as alice:
-            [kernel] = await alice.json("GET", "/api/kernels")
-            busy = asyncio.create_task(alice.run(kernel["id"], "while True: pass"))
-            began = time.monotonic()
-            while await alice.json("GET", "/api/workspaces"):
-                assert time.monotonic() - began < 20
-                await asyncio.sleep(0.1)
-            await asyncio.gather(busy, return_exceptions=True)
-            assert await alice.json("GET", "/sandboxes") == []
-            assert await alice.json("GET", "/api/kernels") == []
-            await alice.json("GET", f"/sandboxes/{made}", status=404)
+    made = (await e2b.run("sync", roomy, "create_one", principal="dora", timeout=6))["create_one"]["id"]
+    async with roomy.client("dora") as dora:
+        [kernel] = await dora.json("GET", "/api/kernels")
+        busy = asyncio.create_task(dora.run(kernel["id"], "while True: pass"))
+        began = time.monotonic()
+        while await dora.json("GET", "/api/workspaces"):
+            assert time.monotonic() - began < 20
+            await asyncio.sleep(0.1)
+        await asyncio.gather(busy, return_exceptions=True)
+        assert await dora.json("GET", "/sandboxes") == []
+        assert await dora.json("GET", "/api/kernels") == []
+        await dora.json("GET", f"/sandboxes/{made}", status=404)
 
 
 async def test_another_gateway_goes_on() -> None:

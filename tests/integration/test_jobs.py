@@ -338,7 +338,7 @@ async def test_long_texts_are_cut_and_paged(client: Client, kernel: str) -> None
 
 
 async def test_more_than_is_kept_leaves_a_gap(client: Client, kernel: str) -> None:
-    """Output past the journal's bound is let go of, with a gap; the result's own is marked where it is cut."""
+    """Output past the journal's bound is let go of, with a gap; in the result a mark stands where it was."""
     code = "from IPython.display import HTML\nfor i in range(80): display(HTML(str(i).zfill(6) * 20_000))"
     job = await client.json("POST", "/api/executions", {"code": code, "kernel_id": kernel})
     events = (await client.json("GET", f"/api/executions/{job['id']}?cursor=0"))["events"]

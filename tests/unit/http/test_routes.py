@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -11,10 +12,12 @@ from gateway.http.app import drain
 from gateway.http.route import Route
 from gateway.http.routes import PLAIN_ROUTES, ROUTES
 from gateway.models import ExecuteRequest
+from gateway.models.jobs import JobRecord
 
 GUARDED = [route for route in PLAIN_ROUTES if route.access.rule is not Rule.PUBLIC]
 OWNED = [route for route in PLAIN_ROUTES if route.access.rule is Rule.OWNER]
 CHANGING = [route for route in PLAIN_ROUTES if route.changes]
+HOUR = timedelta(hours=1)
 MISSING = "11111111-2222-3333-4444-555555555555"
 
 
@@ -32,7 +35,9 @@ def filled(route: Route, **values: str) -> str:
             "name": "python3",
             "file": "x",
             "path": "x",
-            "execution_id": "none",
+            "execution_id": MISSING,
+            "call_id": "none",
+            "what": "stdout",
             "process_id": "none",
             "pid": "1",
         }
@@ -88,7 +93,13 @@ async def test_guarded_routes_want_a_credential(door, route):
 async def test_what_is_anothers_is_what_does_not_exist(door, route):
     """A kernel or session of another's is 404, told apart from a missing one by nothing but its id."""
     _, session, _ = await door.call("POST", "/api/sessions", json={"path": "a.ipynb", "type": "notebook"})
-    ids = {"kernel_id": session["kernel"]["id"], "session_id": session["id"]}
+    ids = {"kernel_id": session["kernel"]["id"], "session_id": session["id"], "execution_id": "a-job"}
+    now = door.clock.now()
+    await door.store.add_job(
+        JobRecord(
+            id="a-job", owner="alice", request_sha256="", status="ok", created_at=now, expires_at=now + HOUR
+        )
+    )
     before = len(door.host.kernels)
 
     theirs = await door.call(route.method, filled(route, **ids), who="bob", json=body(route))

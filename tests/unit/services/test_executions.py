@@ -257,7 +257,7 @@ async def test_cancelled_twice_interrupts_all_the_same(executions, kernel, monke
 
 
 async def test_cancelled_while_waiting_spares_what_runs(executions, kernel):
-    """A cancelled execution that has not begun is interrupted when it begins, not the one before it."""
+    """A cancelled execution that has not begun is taken back, and the one before it is left alone."""
     notebook = Socket()
     kernel.attach(notebook)
     kernel.send(request("wait"), notebook)
@@ -267,10 +267,31 @@ async def test_cancelled_while_waiting_spares_what_runs(executions, kernel):
         await task
     assert kernel.interrupts == 0
     assert "error" not in notebook.types
+    assert kernel.subscribers == 1
 
     await kernel.interrupt()
-    await until(lambda: kernel.subscribers == 1)
-    assert kernel.interrupts == 2
+    assert notebook.types.count("execute_input") == 1
+
+
+async def test_an_interrupt_that_is_lost_is_repeated(executions, kernel, monkeypatch):
+    """A kernel in the first moments of an execution passes an interrupt over: it comes again."""
+    monkeypatch.setattr("gateway.services.executions._HEED_S", 0.02)
+    lost, interrupt = 0, kernel.interrupt
+
+    async def once_in_vain() -> None:
+        nonlocal lost
+        if lost:
+            await interrupt()
+        lost += 1
+
+    monkeypatch.setattr(kernel, "interrupt", once_in_vain)
+    task = await running(executions, kernel)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await until(lambda: kernel.subscribers == 0)
+
+    assert (lost, kernel.interrupts) == (2, 1)
 
 
 async def test_interrupt_after_cancel_is_best_effort(executions, kernel, monkeypatch):
