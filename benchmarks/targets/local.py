@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -108,7 +109,8 @@ class Bare(Local):
     async def connect(self, kernel: Kernel, door: str) -> AsyncIterator[Wire]:  # noqa: ARG002 - there is one
         """Connect to the kernel's sockets as soon as they are there."""
         with contextlib.closing(Raw(self._context, self._kernels[kernel.id][1])) as raw:
-            raw.wait_until_heard()
+            # in a thread, so that others can be started meanwhile
+            await asyncio.to_thread(raw.wait_until_heard)
             yield raw
 
     def kernel_pids(self) -> Sequence[int]:

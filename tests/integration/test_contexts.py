@@ -96,7 +96,7 @@ async def test_names_that_are_none(client: Client, name: str) -> None:
 
 
 async def test_time_to_live_and_restarts() -> None:
-    """Unused it ends; kept alive it stays, past the gateway's death too; a kernel that is gone is replaced."""
+    """Unused it ends; kept alive it stays, past the gateway's death too; a lost kernel is replaced."""
     with running(env=ROOM | {"CELLBLOCK_KERNELS__CULL_INTERVAL_S": "0.2"}) as gateway:
         async with gateway.client() as client:
             for name in ("short", "kept"):
