@@ -21,8 +21,8 @@ test: ## set up and run all tests (ARGS="-k name" for pytest, JOBS=3)
 
 lint: ## set up and check style, types, layers and spelling
 	@scripts/setup --lint
-	.venv/bin/ruff check gateway tests scripts
-	.venv/bin/ruff format --check gateway tests scripts
+	.venv/bin/ruff check gateway tests scripts benchmarks
+	.venv/bin/ruff format --check gateway tests scripts benchmarks
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/codespell

@@ -82,9 +82,10 @@ class Goal:
 def goals(sizes: Sizes) -> list[Goal]:
     """Return the targets at the sizes of a run."""
     create, trip = "create to first reply", "round trip of 1+1"
-    count = sizes.populations[-1]
+    # the incumbents do not all come to the last number
+    few, count = sizes.populations[0], sizes.populations[-1]
     burst = f"{sizes.bursts[-1]} creates at once, failed"
-    idle, memory = f"{count} idle kernels: CPU", f"memory of one of {count} kernels (PSS)"
+    idle, memory = f"{count} idle kernels: CPU", f"memory of one of {few} kernels (PSS)"
     costs = f"one of {count} kernels costs"
     quiet, flood = "others' round trip, quiet", "others' round trip, beside a flood"
     back = f"{sizes.restarted} kernels serving after a restart: from its start"

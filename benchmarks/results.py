@@ -51,6 +51,7 @@ class Result:
             "machine": dict(self.machine),
             "sizes": asdict(self.sizes),
             "failures": self.samples.failures,
+            "notes": self.samples.notes,
             "series": self.samples.plain(),
         }
         options = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS
@@ -69,6 +70,7 @@ class Result:
                 "### Targets",
                 tables.goal_table(self.samples, self.sizes),
                 tables.failure_list(self.samples.failures),
+                *self.samples.notes,
                 "### Figures",
                 tables.figure_tables(self.samples),
                 "### The machine",

@@ -40,10 +40,11 @@ class Series:
 
 @dataclass(slots=True)
 class Samples:
-    """All series of a run, and what went wrong in it."""
+    """All series of a run, what went wrong in it, and where an incumbent came to its end."""
 
     series: dict[tuple[str, str], Series] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     round: int = 0
 
     def record(self, metric: str, subject: str, values: Iterable[float], unit: str) -> None:

@@ -27,8 +27,7 @@ from gateway.kernels.host import LocalKernelHost
 from gateway.kernels.observers import Observers
 from gateway.kernels.running import wire
 from gateway.kernels.specs import SpecCatalogue
-from gateway.mcp.mount import Mount
-from gateway.mcp.server import ToolServer
+from gateway.mcp.door import McpDoor
 from gateway.models import AuditAction, AuditEvent, Channel
 from gateway.ports import Audit, Authenticator, Clock, ExecutionGate, ExecutionObserver, Store
 from gateway.ports.tracing import Tracer
@@ -203,10 +202,15 @@ async def open_trail(
     return trail
 
 
-def mcp(toolbox: Toolbox, clock: SystemClock, settings: Settings, ours: str) -> Mount:
+def mcp(toolbox: Toolbox, clock: SystemClock, settings: Settings, ours: str) -> McpDoor:
     """Return the MCP server of a toolbox, which is to be entered."""
-    tools = ToolServer(toolbox, clock, version=ours, extended=settings.mcp.extended)
-    return Mount(tools, max_body_bytes=settings.server.max_body_bytes)
+    return McpDoor(
+        toolbox,
+        clock,
+        version=ours,
+        extended=settings.mcp.extended,
+        max_body_bytes=settings.server.max_body_bytes,
+    )
 
 
 def warn(warden: WardenFacts, settings: Settings) -> None:

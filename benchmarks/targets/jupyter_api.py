@@ -43,7 +43,7 @@ class JupyterApi:
         """Make a request and return its JSON. Raises ConnectionError for any status that is no success."""
         async with self.http.request(method, path, json=body) as response:
             if response.status >= 300:
-                raise ConnectionError(f"{method} {path}: {response.status} {(await response.text())[:300]}")
+                raise ConnectionError(f"{method} {path}: {response.status} {(await response.text())[:100]}")
             return await response.json() if response.status != 204 else None
 
     async def create(self) -> Kernel:

@@ -125,13 +125,18 @@ class Job:
             body=body,
         )
 
+    def ending(self) -> Event:
+        """Return its last event, which readers get once it is kept."""
+        return Event(seq=self.journal.last + 1, type="ended", status=self.status, reason=self.reason)
+
     def body(self) -> JobBody:
-        """Return what it has given so far."""
+        """Return what it has given so far; with its last event, once it has ended."""
+        ending = [self.ending()] if self.ended_at and not self.journal.closed else []
         return JobBody(
             single=not self.request.tasks,
             failure=Failure.model_validate(self.error.body()) if self.error else None,
             tasks=[TaskView(name=w.task.name, status=w.status, result=w.result) for w in self.work],
-            events=list(self.journal.events()),
+            events=[*self.journal.events(), *ending],
             forgotten=self.journal.forgotten,
         )
 

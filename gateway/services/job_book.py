@@ -94,7 +94,7 @@ class JobBook:
     async def going(self, principal: Principal, job_id: str) -> Job:
         """Return a job of the principal's that is on its way. Raises what `find` does, and Conflict."""
         job = await self.find(principal, job_id)
-        if not isinstance(job, Job) or job.done.is_set():
+        if not isinstance(job, Job) or job.ended_at is not None:
             raise Conflict("The execution has ended.", reason="ended")
         return job
 

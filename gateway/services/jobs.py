@@ -211,7 +211,7 @@ class JobService:
         self._audit.admit()
         kernel_id = job.kernel_id
         with recorded(self._audit, AuditAction.JOB_CANCEL, principal, kernel_id=kernel_id, target=job_id):
-            if isinstance(job, Job) and not job.done.is_set():
+            if isinstance(job, Job) and job.ended_at is None:
                 await self._runner.cancel(job)
                 await _ended(job, CANCEL_S)
             else:
@@ -355,6 +355,9 @@ class JobService:
                 work.status = JobStatus.ABORTED if work.status is JobStatus.QUEUED else job.status
         job.ended_at = self._clock.now()
         job.expires_at = job.ended_at + timedelta(seconds=kept_s)
+        if not self._closing:
+            # first, so that what anybody is told of survives this gateway
+            await self._book.keep(job)
         job.journal.add("ended", status=job.status, reason=job.reason)
         job.journal.close()
         job.placed.set()
@@ -373,8 +376,6 @@ class JobService:
                 duration_s=round((job.ended_at - job.created_at).total_seconds(), 6),
             )
         )
-        if not self._closing:
-            await self._book.keep(job)
 
     def _depth(self, principal: Principal, request: JobRequest) -> int:
         """Return how many jobs deep this one is. Raises NotFound (no such call), LimitReached."""
