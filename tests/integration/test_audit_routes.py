@@ -40,7 +40,9 @@ class Scene:
     def trail(self, request_id: str | None = None) -> list[dict[str, Any]]:
         """Return what is in the trail's files now, of one request or at all."""
         files = sorted((self.gateway.state_dir / "gateway" / "audit").glob("*.jsonl"))
-        records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        # of what is being written at this moment there may be a part
+        whole = "".join(file.read_text() for file in files).rpartition("\n")[0]
+        records = [json.loads(line) for line in whole.splitlines()]
         return [r for r in records if request_id is None or r.get("request_id") == request_id]
 
     async def recorded(self, request_id: str, count: int = 1) -> list[dict[str, Any]]:
@@ -265,7 +267,8 @@ def name(route: Route) -> str:
 def path_to(route: Route, scene: Scene, values: dict[str, str]) -> str:
     """Return a route's path with its parameters filled in."""
     given = {"kernel_id": scene.kernel, "path": "new.txt"}
-    others = dict.fromkeys(("execution_id", "name", "session_id", "process_id", "pid"), "x")
+    parameters = ("execution_id", "call_id", "name", "session_id", "process_id", "pid")
+    others = dict.fromkeys(parameters, "x")
     return route.path.format(**{**others, **given, **values})
 
 
