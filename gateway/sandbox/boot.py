@@ -194,7 +194,7 @@ def offer_frames(kernel: Any) -> None:
         return
     from IPython.core.formatters import BaseFormatter
 
-    class FrameFormatter(BaseFormatter):
+    class FrameFormatter(BaseFormatter):  # type: ignore[misc]
         """A formatter that is asked by type alone."""
 
         format_type, print_method, _return_type = FRAMES, "_repr_nothing_", dict

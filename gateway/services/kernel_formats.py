@@ -19,7 +19,7 @@ MOST_POINTS, MOST_CELLS = 10_000, 50_000
 UNIT = re.compile(r"[(\[]([^()\[\]]+)[)\]]\s*$")
 
 
-class DataFormatter(BaseFormatter):
+class DataFormatter(BaseFormatter):  # type: ignore[misc]
     """A mime type whose value is an object, of what is of one class: by its name, as it may not be there yet.
 
     It is looked for at each call: matplotlib's backend takes back whatever formatters know of figures.
