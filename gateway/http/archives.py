@@ -8,9 +8,12 @@ from urllib.parse import quote
 from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest
+from gateway.http.access import owner
 from gateway.http.context import context, principal, reply
 from gateway.http.file_views import UnpackedView
 from gateway.http.files import body_of, check_length
+from gateway.http.route import Route
+from gateway.models import Scope
 
 if TYPE_CHECKING:
     from gateway.services.unpacking import Format
@@ -54,3 +57,27 @@ def kind_of(request: web.Request) -> Format:
             return "zip"
         case _:
             raise BadRequest("The query parameter format is tar.gz or zip.", reason="format")
+
+
+ARCHIVE_ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/files-archive",
+        download_archive,
+        owner("kernel_id", Scope.FILES),
+        "Download a directory of a kernel's home as an archive.",
+        {200: "application/gzip, application/zip"},
+        "files",
+        query={"path": "The directory; the home itself when left out.", "format": "tar.gz or zip."},
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/files-archive",
+        upload_archive,
+        owner("kernel_id", Scope.FILES),
+        "Unpack an archive into a directory of a kernel's home.",
+        {201: UnpackedView},
+        "files",
+        query={"path": "The directory; the home itself when left out.", "format": "tar.gz or zip."},
+    ),
+)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, cast
 from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest
+from gateway.http.access import owner
 from gateway.http.connection import Connection
 from gateway.http.context import context, origin, principal
 from gateway.http.outbox import Outbox
+from gateway.http.route import Route
 from gateway.models import Page, Scope
 from gateway.protocol.websocket import V1, framing
 
@@ -71,3 +73,19 @@ def _is_jupyter_server(request: web.Request) -> bool:
     """Tell whether a jupyter_server in gateway mode is the client: it takes text frames alone."""
     agent = request.headers.get(hdrs.USER_AGENT, "")
     return agent.startswith("Tornado/") and hdrs.SEC_WEBSOCKET_PROTOCOL not in request.headers
+
+
+CHANNELS = Route(
+    "GET",
+    "/api/kernels/{kernel_id}/channels",
+    channels,
+    owner("kernel_id", Scope.EXECUTE),
+    "Talk to a kernel over a WebSocket, in v1.kernel.websocket.jupyter.org or Jupyter's older framing.",
+    {101: None},
+    "kernels",
+    query={
+        "session_id": "Names the client; a second socket of the same name replaces the first.",
+        "replay": "With the value `current`: first the output of what runs now, from its start.",
+    },
+    door="websocket",
+)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 from pydantic import RootModel
 
+from gateway.http.access import owner
 from gateway.http.context import context, principal, reply
-from gateway.models import Execution
+from gateway.http.route import Route
+from gateway.models import Execution, Scope
 
 
 class ExecutionList(RootModel[list[Execution]]):
@@ -33,3 +35,34 @@ async def cancel_execution(request: web.Request) -> web.Response:
         principal(request), request.match_info["kernel_id"], request.match_info["execution_id"]
     )
     return web.Response(status=204)
+
+
+EXECUTION_ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/executions",
+        list_executions,
+        owner("kernel_id", Scope.EXECUTE),
+        "List the executions that run or wait.",
+        {200: ExecutionList},
+        "executions",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/executions/{execution_id}/interrupt",
+        interrupt_execution,
+        owner("kernel_id", Scope.EXECUTE),
+        "Interrupt a running execution, or take back one that waits.",
+        {204: None},
+        "executions",
+    ),
+    Route(
+        "DELETE",
+        "/api/kernels/{kernel_id}/executions/{execution_id}",
+        cancel_execution,
+        owner("kernel_id", Scope.EXECUTE),
+        "End an execution, by a restart of the kernel if need be.",
+        {204: None},
+        "executions",
+    ),
+)

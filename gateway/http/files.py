@@ -14,10 +14,12 @@ from urllib.parse import quote, unquote_to_bytes
 from aiohttp import hdrs, web
 
 from gateway.errors import BadRequest, PayloadTooLarge, RangeNotSatisfiable, RequestTimeout
+from gateway.http.access import owner
 from gateway.http.bodies import read_model
 from gateway.http.context import context, principal, reply
 from gateway.http.file_views import FileChange, FileList, FileView
-from gateway.models import FileFacts
+from gateway.http.route import Route
+from gateway.models import FileFacts, Scope
 from gateway.services.files import PIECE, Expected, pieces_of
 
 if TYPE_CHECKING:
@@ -244,3 +246,62 @@ def shown(what: FileFacts | Written, *, status: int = 200) -> web.Response:
     response = reply(view, status=status)
     response.headers[hdrs.ETAG] = f'"{facts.version}"'
     return response
+
+
+FILE_ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/files",
+        list_files,
+        owner("kernel_id", Scope.FILES),
+        "List a directory of a kernel's home.",
+        {200: FileList},
+        "files",
+        query={
+            "path": "The directory; the home itself when left out.",
+            "recursive": "true lists what is below it too.",
+            "limit": "Most entries that are listed.",
+        },
+    ),
+    *(
+        Route(
+            method,
+            "/api/kernels/{kernel_id}/files/{path}",
+            read_file,
+            owner("kernel_id", Scope.FILES),
+            "Read a file of a kernel's home, or a range of it.",
+            {200: "application/octet-stream", 206: "application/octet-stream", 304: None},
+            "files",
+        )
+        for method in ("GET", "HEAD")
+    ),
+    Route(
+        "PUT",
+        "/api/kernels/{kernel_id}/files/{path}",
+        write_file,
+        owner("kernel_id", Scope.FILES),
+        "Write a file of a kernel's home: whole, or not at all.",
+        {200: FileView, 201: FileView},
+        "files",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/files/{path}",
+        change_file,
+        owner("kernel_id", Scope.FILES),
+        "Append to a file, edit it, move it, or make a directory.",
+        {200: FileView, 201: FileView},
+        "files",
+        body=FileChange,
+    ),
+    Route(
+        "DELETE",
+        "/api/kernels/{kernel_id}/files/{path}",
+        delete_file,
+        owner("kernel_id", Scope.FILES),
+        "Remove a file or a directory.",
+        {204: None},
+        "files",
+        query={"recursive": "true removes a directory with all that is in it."},
+    ),
+)

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from gateway.http.access import PRINCIPAL, owner
 from gateway.http.bodies import read_model
 from gateway.http.context import context, origin, principal, reply
+from gateway.http.route import Route
 from gateway.http.views import KernelCreate, KernelList
-from gateway.models import ExecuteRequest
+from gateway.models import ExecuteRequest, ExecutionResult, Kernel, Scope, Usage
 
 if TYPE_CHECKING:
     from gateway.http.context import Context
@@ -99,3 +101,99 @@ async def execute(request: web.Request) -> web.Response:
         result = result.model_copy(update={"artifacts": artifacts})
     left = ctx.quotas.allowance(who.name, "executions_per_minute")
     return reply(result, allowance=left)
+
+
+KERNEL_ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/api/kernels",
+        list_kernels,
+        PRINCIPAL,
+        "List the caller's kernels.",
+        {200: KernelList},
+        "kernels",
+    ),
+    Route(
+        "POST",
+        "/api/kernels",
+        create_kernel,
+        PRINCIPAL,
+        "Start a kernel in a cell of its own.",
+        {201: Kernel},
+        "kernels",
+        body=KernelCreate,
+    ),
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}",
+        get_kernel,
+        owner("kernel_id"),
+        "Show a kernel.",
+        {200: Kernel},
+        "kernels",
+    ),
+    Route(
+        "DELETE",
+        "/api/kernels/{kernel_id}",
+        delete_kernel,
+        owner("kernel_id"),
+        "End a kernel and everything that it started.",
+        {204: None},
+        "kernels",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/interrupt",
+        interrupt_kernel,
+        owner("kernel_id"),
+        "Interrupt what a kernel runs.",
+        {204: None},
+        "kernels",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/restart",
+        restart_kernel,
+        owner("kernel_id"),
+        "Start a kernel afresh under its id.",
+        {200: Kernel},
+        "kernels",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/pause",
+        pause_kernel,
+        owner("kernel_id"),
+        "Freeze a kernel, and the clocks of its deadlines.",
+        {200: Kernel},
+        "kernels",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/resume",
+        resume_kernel,
+        owner("kernel_id"),
+        "Let a paused kernel go on.",
+        {200: Kernel},
+        "kernels",
+    ),
+    Route(
+        "GET",
+        "/api/kernels/{kernel_id}/usage",
+        kernel_usage,
+        owner("kernel_id"),
+        "Show what a kernel's cell uses, now and at most so far.",
+        {200: Usage},
+        "kernels",
+    ),
+    Route(
+        "POST",
+        "/api/kernels/{kernel_id}/execute",
+        execute,
+        owner("kernel_id", Scope.EXECUTE),
+        "Execute code and answer with all that came of it.",
+        {200: ExecutionResult},
+        "kernels",
+        body=ExecuteRequest,
+    ),
+)

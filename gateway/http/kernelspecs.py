@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from gateway.errors import NotFound, UnknownKernelSpec
+from gateway.http.access import PRINCIPAL
 from gateway.http.context import context, reply
+from gateway.http.route import Route
 from gateway.http.views import SpecList, SpecView
 
 if TYPE_CHECKING:
@@ -110,3 +112,37 @@ def _read(path: Path) -> bytes | None:
 
 def _open(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+SPEC_ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/api/kernelspecs",
+        list_specs,
+        PRINCIPAL,
+        "List the kernelspecs that may be started.",
+        {200: SpecList},
+        "kernelspecs",
+    ),
+    Route(
+        "GET",
+        "/api/kernelspecs/{name}",
+        get_spec,
+        PRINCIPAL,
+        "Show a kernelspec.",
+        {200: SpecView},
+        "kernelspecs",
+    ),
+    *(
+        Route(
+            method,
+            "/kernelspecs/{name}/{file}",
+            get_resource,
+            PRINCIPAL,
+            "Fetch a kernelspec's logo, kernel.js or kernel.css.",
+            {200: "application/octet-stream"},
+            "kernelspecs",
+        )
+        for method in ("GET", "HEAD")
+    ),
+)

@@ -11,7 +11,9 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.errors import BadRequest, ShuttingDown
+from gateway.http.access import ADMIN, PRINCIPAL, PUBLIC
 from gateway.http.context import context, principal, reply
+from gateway.http.route import Route
 from gateway.http.views import Health, Identity, Me, Ready, Status, Version
 from gateway.models import Principal, Scope, timestamp
 
@@ -103,3 +105,48 @@ def docs_policy(page: bytes) -> str:
 
 def _may(who: Principal, resource: str, action: str) -> bool:
     return any(action in ACTIONS[scope].get(resource, ()) for scope in ACTIONS if who.has(scope))
+
+
+SERVER_ROUTES: tuple[Route, ...] = (
+    Route("GET", "/healthz", health, PUBLIC, "Tell that the process lives.", {200: Health}, "server"),
+    Route(
+        "GET",
+        "/readyz",
+        ready,
+        PUBLIC,
+        "Tell that a kernel can be had: one was, in a proved cell, not long ago.",
+        {200: Ready},
+        "server",
+    ),
+    Route("GET", "/api", version, PUBLIC, "Show the gateway's version.", {200: Version}, "server"),
+    Route(
+        "GET",
+        "/api/openapi.json",
+        openapi,
+        PUBLIC,
+        "Describe this API in OpenAPI 3.1.",
+        {200: "application/json"},
+        "server",
+    ),
+    Route("GET", "/api/docs", docs, PUBLIC, "Show this API as a page.", {200: "text/html"}, "server"),
+    Route(
+        "GET",
+        "/api/status",
+        status,
+        PRINCIPAL,
+        "Show how many kernels and sockets are open, and the last activity.",
+        {200: Status},
+        "server",
+    ),
+    Route(
+        "GET",
+        "/api/me",
+        me,
+        PRINCIPAL,
+        "Show who the caller is and what it may do.",
+        {200: Me},
+        "server",
+        query={"permissions": 'JSON of what is asked, such as {"kernels": ["read", "execute"]}.'},
+    ),
+    Route("GET", "/metrics", metrics, ADMIN, "Show Prometheus metrics.", {200: "text/plain"}, "server"),
+)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from aiohttp import web
 
 from gateway.errors import BadRequest
+from gateway.http.access import PRINCIPAL, owner
 from gateway.http.bodies import read_model
 from gateway.http.context import context, principal, reply
+from gateway.http.route import Route
 from gateway.http.views import KernelChoice, SessionChange, SessionCreate, SessionList, SessionView
 
 
@@ -61,3 +63,54 @@ async def delete_session(request: web.Request) -> web.Response:
     """End a session and its kernel."""
     await context(request).sessions.delete(principal(request), request.match_info["session_id"])
     return web.Response(status=204)
+
+
+SESSION_ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/api/sessions",
+        list_sessions,
+        PRINCIPAL,
+        "List the caller's sessions.",
+        {200: SessionList},
+        "sessions",
+    ),
+    Route(
+        "POST",
+        "/api/sessions",
+        create_session,
+        PRINCIPAL,
+        "Bind a path to a kernel; a path that has a session already gets that one.",
+        {201: SessionView},
+        "sessions",
+        body=SessionCreate,
+    ),
+    Route(
+        "GET",
+        "/api/sessions/{session_id}",
+        get_session,
+        owner("session_id"),
+        "Show a session.",
+        {200: SessionView},
+        "sessions",
+    ),
+    Route(
+        "PATCH",
+        "/api/sessions/{session_id}",
+        change_session,
+        owner("session_id"),
+        "Change a session's path, name, type or kernel.",
+        {200: SessionView},
+        "sessions",
+        body=SessionChange,
+    ),
+    Route(
+        "DELETE",
+        "/api/sessions/{session_id}",
+        delete_session,
+        owner("session_id"),
+        "End a session and its kernel.",
+        {204: None},
+        "sessions",
+    ),
+)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 from pydantic import RootModel
 
+from gateway.http.access import PRINCIPAL
 from gateway.http.context import context, principal, reply
+from gateway.http.route import Route
 from gateway.models import WorkspaceFacts
 
 
@@ -22,3 +24,25 @@ async def delete_workspace(request: web.Request) -> web.Response:
     """Delete a workspace of the caller's."""
     await context(request).workspaces.delete(principal(request), request.match_info["name"])
     return web.Response(status=204)
+
+
+WORKSPACE_ROUTES: tuple[Route, ...] = (
+    Route(
+        "GET",
+        "/api/workspaces",
+        list_workspaces,
+        PRINCIPAL,
+        "List the caller's workspaces: homes that persist between kernels.",
+        {200: WorkspaceList},
+        "files",
+    ),
+    Route(
+        "DELETE",
+        "/api/workspaces/{name}",
+        delete_workspace,
+        PRINCIPAL,
+        "Delete a workspace of the caller's.",
+        {204: None},
+        "files",
+    ),
+)

@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 from gateway.http.access import Rule
-from gateway.http.routes import CHANNELS, PLAIN_ROUTES
+from gateway.http.channels import CHANNELS
+from gateway.http.routes import PLAIN_ROUTES
 from tests.gateway import running
 from tests.lifecycle import eventually, until_state
 

@@ -15,8 +15,9 @@ import aiohttp
 import pytest
 
 from gateway.http.access import Rule
+from gateway.http.channels import CHANNELS
 from gateway.http.route import Route
-from gateway.http.routes import CHANNELS, PLAIN_ROUTES
+from gateway.http.routes import PLAIN_ROUTES
 from tests.gateway import Client
 
 if TYPE_CHECKING:
