@@ -52,11 +52,13 @@ class JobBook:
                 retry_after_s=1,
             )
         self._going[job.owner] += 1
+        adding = asyncio.ensure_future(self._store.add_job(job.record()))
         try:
-            await self._store.add_job(job.record())
+            await asyncio.shield(adding)
         except BaseException:
             self._left(job)
-            # one whose caller went away meanwhile may have been entered all the same
+            # whoever asked may have gone; a removal must not overtake what is being written
+            await asyncio.wait({adding})
             with suppress(StoreUnavailable):
                 await self._store.delete_job(job.id)
             raise
