@@ -100,7 +100,10 @@ class JobRunner:
 
     async def abandon(self, job: Job) -> None:
         """Interrupt a job that nobody waits for any more, and begin no further task of it."""
-        job.stopping = job.stopping or "disconnected"
+        if job.stopping is not None:
+            # it is being ended already
+            return
+        job.stopping = "disconnected"
         if job.current is not None:
             await insist(lambda: self.interrupt(job), job.done)
         elif not job.placed.is_set() and job.runner is not None:
