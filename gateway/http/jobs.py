@@ -41,9 +41,9 @@ async def create_execution(request: web.Request) -> web.StreamResponse:
     )
     if wanted.mode == "stream" or (stream is not None and wanted.mode == "wait"):
         try:
-            return await _streamed(request, job_id, stream or EventStream(FORMATS[0]), interrupts=True)
+            return await _streamed(request, job_id, stream or EventStream(FORMATS[0]))
         except BaseException:
-            # also before there is a stream: while its kernel starts
+            # whenever its caller goes: while its kernel starts, too
             ctx.jobs.leave(job_id)
             raise
     if wanted.mode == "wait":
@@ -77,7 +77,7 @@ async def get_execution(request: web.Request) -> web.Response:
 async def execution_events(request: web.Request) -> web.StreamResponse:
     """Stream an execution's events; a reader that goes away does not concern it."""
     stream = EventStream.wanted(request) or EventStream(FORMATS[0])
-    return await _streamed(request, request.match_info["execution_id"], stream, interrupts=False)
+    return await _streamed(request, request.match_info["execution_id"], stream)
 
 
 async def execution_text(request: web.Request) -> web.Response:
@@ -114,9 +114,7 @@ async def answer_call(request: web.Request) -> web.Response:
     return web.Response(status=204)
 
 
-async def _streamed(
-    request: web.Request, job_id: str, stream: EventStream, *, interrupts: bool
-) -> web.StreamResponse:
+async def _streamed(request: web.Request, job_id: str, stream: EventStream) -> web.StreamResponse:
     ctx, who = context(request), principal(request)
     # what stands against it is an ordinary answer, as long as there can be one
     await ctx.jobs.placed(who, job_id)
@@ -129,7 +127,6 @@ async def _streamed(
         who,
         job_id,
         cursor=stream.cursor(request),
-        interrupts=interrupts,
         beat_s=ctx.settings.executions.keepalive_s,
     )
     async with aclosing(events):

@@ -161,10 +161,9 @@ class JobService:
         job_id: str,
         *,
         cursor: int = 0,
-        interrupts: bool = False,
         beat_s: float | None = None,
     ) -> AsyncGenerator[Event | None, None]:
-        """Yield events from a cursor on until the end; with `interrupts` an early close interrupts it.
+        """Yield events from a cursor on until the end; a reader that leaves does not concern it.
 
         With `beat_s`, None is yielded whenever nothing has happened for so many seconds.
         """
@@ -174,19 +173,15 @@ class JobService:
                 yield event
             return
         journal = job.journal
-        try:
-            while not journal.closed or journal.last > cursor:
-                events = journal.after(cursor)
-                for event in events:
-                    cursor = event.seq
-                    yield event
-                if not events:
-                    await journal.news(cursor, beat_s or 3600.0)
-                    if beat_s is not None and not journal.closed and journal.last <= cursor:
-                        yield None
-        finally:
-            if interrupts and not job.done.is_set():
-                self._spawn(self._runner.abandon(job))
+        while not journal.closed or journal.last > cursor:
+            events = journal.after(cursor)
+            for event in events:
+                cursor = event.seq
+                yield event
+            if not events:
+                await journal.news(cursor, beat_s or 3600.0)
+                if beat_s is not None and not journal.closed and journal.last <= cursor:
+                    yield None
 
     async def list(self, principal: Principal) -> list[JobSummary]:
         """Return the principal's executions that are kept, newest first. Raises Forbidden."""
