@@ -61,6 +61,7 @@ class Runner:
             context = stack.enter_context(zmq.Context[zmq.Socket[bytes]]())
             made: tuple[Any, ...] = (
                 Cellblock(context),
+                Cellblock(context, pool=max(self._sizes.creates, 4)),
                 kernel_gateway(context),
                 jupyter_server(context),
                 Bare(context),
@@ -79,7 +80,8 @@ class Runner:
 
     async def _round(self, workload: Workload, number: int, targets: Sequence[Target], left_s: float) -> None:
         self.samples.round = number
-        taking = [target for target in targets if workload.takes(target)]
+        able = [target for target in targets if workload.takes(target)]
+        taking = [target for target in able if workload.starts or not target.warm]
         for target in self._chance.sample(taking, len(taking)):
             try:
                 async with asyncio.timeout(min(workload.bound_s, left_s)):

@@ -35,12 +35,12 @@ class Sizes:
 
 FULL = Sizes(
     budget_s=40 * 60,
-    rounds=5,
+    rounds=4,
     long_rounds=2,
     creates=4,
     bursts=(10, 50),
     one_shots_s=10,
-    trips=200,
+    trips=150,
     warm_up=20,
     displays=5000,
     text_bytes=20_000_000,
@@ -48,10 +48,10 @@ FULL = Sizes(
     buffer_bytes=4 * MIB,
     populations=(50, 200),
     settle_s=3,
-    load_s=15,
-    idle_s=15,
+    load_s=10,
+    idle_s=10,
     neighbours=10,
-    neighbour_s=8,
+    neighbour_s=6,
     restarted=50,
     file_bytes=100 * MIB,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import signal
 import socket
 import ssl
@@ -25,6 +26,7 @@ from gateway.http.listener import Listener
 from gateway.http.tls import Certificates
 from gateway.kernels.host import LocalKernelHost
 from gateway.kernels.observers import Observers
+from gateway.kernels.pool import WarmPool
 from gateway.kernels.running import wire
 from gateway.kernels.specs import SpecCatalogue
 from gateway.mcp.door import McpDoor
@@ -133,8 +135,9 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
             notifier=notifier,
         )
         kernels = use_cases.kernels
-        beside(stack, Culler(host, kernels, clock, settings, audit).run())
-        beside(stack, Meter(host, kernels, quotas, clock, audit).run())
+        culler = Culler(host, kernels, clock, settings, audit)
+        for work in (host.keep_warm(), culler.run(), Meter(host, kernels, quotas, clock, audit).run()):
+            beside(stack, work)
         readiness = Readiness(host, store, audit, clock, settings, told=metrics.ready.set)
         stack.push_async_callback(readiness.close)
         await stack.enter_async_context(use_cases.jobs.working())
@@ -184,9 +187,15 @@ async def serve(settings: Settings, listener: socket.socket, *, keep: bool) -> N
         warn(await host.warden(), settings)
         url = address(listener, secure=certificates is not None)
         log.info("serving", address=url, state_dir=str(settings.state_dir))
-        await stop.wait()
-        log.info("draining", keep=keep)
-        await http_app.drain(application)
+        await stopped(stop, application, keep=keep)
+
+
+async def stopped(stop: asyncio.Event, application: web.Application, *, keep: bool) -> None:
+    """Serve until told to stop, then drain."""
+    leave_code_alone()
+    await stop.wait()
+    log.info("draining", keep=keep)
+    await http_app.drain(application)
 
 
 async def open_trail(
@@ -259,17 +268,27 @@ def make_host(
     )
     catalogue = SpecCatalogue(kernels)
     catalogue.specs()  # a wrong one shows in the log now, and not at somebody's first request
+    profiles = load_profiles(profile_dirs(settings.sandbox.profile_dirs))
+    wiring = wire(
+        link,
+        session=uuid4().hex,
+        kernels=kernels.max_kernels,
+        max_message_bytes=kernels.max_message_bytes,
+        ready_timeout_s=kernels.ready_timeout_s,
+        on_dropped=dropped,
+        processes=settings.processes,
+    )
     host = LocalKernelHost(
         catalogue=catalogue,
-        profiles=load_profiles(profile_dirs(settings.sandbox.profile_dirs)),
-        wiring=wire(
-            link,
-            session=uuid4().hex,
-            kernels=kernels.max_kernels,
-            max_message_bytes=kernels.max_message_bytes,
-            ready_timeout_s=kernels.ready_timeout_s,
-            on_dropped=dropped,
-            processes=settings.processes,
+        profiles=profiles,
+        wiring=wiring,
+        pool=WarmPool(
+            specs=catalogue.offered,
+            profiles=profiles,
+            wiring=wiring,
+            clock=clock,
+            metrics=metrics,
+            settings=kernels,
         ),
         clock=clock,
         metrics=metrics,
@@ -287,6 +306,12 @@ def give_memory_back() -> None:
     """Have malloc return large blocks as they are freed: glibc learns to keep them once it has seen some."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def leave_code_alone() -> None:
+    """Have the collector look at what comes from now on only: a full pass would hold everybody up."""
+    gc.freeze()
+    gc.enable()
 
 
 def stop_event() -> asyncio.Event:

@@ -19,7 +19,7 @@ from pydantic_settings import (
 )
 
 from gateway.errors import ConfigurationError
-from gateway.models import PrincipalName, Scope
+from gateway.models import ModuleName, PrincipalName, Scope
 from gateway.models.notices import NoticeKind
 
 Bound = Annotated[int, Field(ge=1)] | Literal["unlimited"]
@@ -130,6 +130,25 @@ class SandboxSettings(Group):
     )
 
 
+class PoolSettings(Group):
+    """How many kernels of one kernelspec are ready before anybody asks for one."""
+
+    size: int = Field(1, ge=0, le=1000, description="Kernels that are always ready.")
+    max_size: int = Field(
+        4, ge=1, le=1000, description="At most so many, while that many were asked for in `demand_s`."
+    )
+    demand_s: float = Field(60.0, gt=0, description="Seconds for which a request counts as demand.")
+    preload: tuple[ModuleName, ...] = Field(
+        (), max_length=64, description="Python modules that they have loaded."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.size > self.max_size:
+            raise ValueError("size exceeds max_size")
+        return self
+
+
 class KernelsSettings(Group):
     """Which kernels, how many, and for how long."""
 
@@ -164,6 +183,9 @@ class KernelsSettings(Group):
     )
     secrets_allowed: tuple[str, ...] = Field(
         (), description="Names beside KERNEL_* that a request may give a kernel as secrets."
+    )
+    pools: dict[str, PoolSettings] = Field(
+        {}, description="Kernels that are started before anybody asks for them, by kernelspec."
     )
 
 

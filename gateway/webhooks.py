@@ -184,6 +184,11 @@ class Webhooks:
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = endpoints
 
+    @property
+    def listens(self) -> bool:
+        """Whether there is an address at all."""
+        return bool(self._endpoints)
+
     def tell(self, event: Notice) -> None:
         """Take a notice."""
         for endpoint in self._endpoints:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from gateway.models import WorkspaceChoice, WorkspaceFacts
     from gateway.models.sandboxes import SandboxRecord
-    from gateway.ports import Clock, ExecutionGate, KernelHandle, KernelHost, Store, Subscriber
+    from gateway.ports import Clock, ExecutionGate, KernelHandle, KernelHost, Store, Subscriber, Turn
 
 
 def principal(name: str, *scopes: Scope) -> Principal:
@@ -379,9 +379,10 @@ class MemoryKernel:
         """Raise NotFound."""
         raise NotFound(f"Execution does not exist: {execution_id}")
 
-    async def restart(self) -> None:
+    async def restart(self, turn: Turn | None = None) -> None:
         """Answer what is in flight, and be as new."""
-        self.restarts += 1
+        async with turn or nullcontext():
+            self.restarts += 1
         self.generation += 1
         self._answer_all(DeathReason.KILLED)
         self.state = ExecutionState.IDLE
@@ -551,13 +552,15 @@ class MemoryHost:
         env: Mapping[str, str],
         secrets: Mapping[str, SecretStr],
         limits: Limits,
+        turn: Turn,
         workspace: WorkspaceChoice | None = None,
     ) -> KernelHandle:
         """Start a kernel after a turn of the loop, or when `hold` is set."""
-        self.starts += 1
-        await asyncio.sleep(0)
-        if self.hold is not None:
-            await self.hold.wait()
+        async with turn:
+            self.starts += 1
+            await asyncio.sleep(0)
+            if self.hold is not None:
+                await self.hold.wait()
         if self.failure is not None:
             raise self.failure
         kernel = MemoryKernel(kernel_id, owner, spec, limits, self.clock, env=env, gate=self.gate)
@@ -722,6 +725,12 @@ class MemoryStore:
         """Return a session by id."""
         await self._turn()
         return self._sessions.get(session_id)
+
+    async def session_at(self, owner: str, path: str) -> SessionRecord | None:
+        """Return the session that an owner has at a path."""
+        await self._turn()
+        mine = (each for each in self._sessions.values() if (each.owner, each.path) == (owner, path))
+        return next(mine, None)
 
     async def sessions(self, owner: str | None = None) -> list[SessionRecord]:
         """Return an owner's sessions, or everybody's, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 COMMAND = ROOT / ".venv" / "bin" / "cellblock"
 KERNELSPEC = "benchmark"
 OWNER = "benchmark"
+READY_S, QUIET_S = 60.0, 0.5
 # What keeps one principal from a benchmark, and output from being cut: the incumbents have no such limits, or
 # theirs are turned off as well. Everything else is as shipped.
 SETTINGS = {
@@ -61,14 +63,16 @@ output_bytes = {128 << 20}
 
 
 class Cellblock:
-    """A gateway and its warden on a state directory of their own."""
+    """A gateway and its warden on a state directory of their own, with a pool of so many warm kernels."""
 
-    name = "cellblock"
     doors = ("v1", "legacy", "rest", "mcp", "raw")
     server = True
     keeps = True
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], *, pool: int = 0) -> None:
+        self.name = "cellblock, warm" if pool else "cellblock"
+        self.warm = pool > 0
+        self._pool = pool
         self._context = context
 
     async def __aenter__(self) -> Self:
@@ -83,7 +87,9 @@ class Cellblock:
         self._process = ServerProcess(serve, env, self._home / "log", f"{url}/healthz")
         try:
             await self._process.start()
-            create = [str(COMMAND), "keys", "create", OWNER, "--state-dir", str(self._state)]
+            # an admin's, who may read the metrics
+            create = [str(COMMAND), "keys", "create", OWNER, "--scopes", "admin"]
+            create += ["--state-dir", str(self._state)]
             made = subprocess.run(  # noqa: ASYNC221 - nothing is measured meanwhile
                 create, env=os.environ | env, capture_output=True, text=True, check=True, cwd="/"
             )
@@ -106,6 +112,14 @@ class Cellblock:
         name = f"bench-{new_id()}"
         made = await self.api.json("PUT", f"/api/contexts/{name}", {"kernel": KERNELSPEC})
         return Kernel(made["kernel_id"], session=name)
+
+    async def ready(self) -> None:
+        """Wait until the pool is full and the machine is quiet: nobody is measured while it is filled."""
+        full = f'cellblock_warm_kernels{{spec="{KERNELSPEC}"}} {float(self._pool)}'
+        async with asyncio.timeout(READY_S):
+            while full not in await self.api.text("/metrics"):  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(QUIET_S)
 
     async def delete(self, kernel: Kernel) -> None:
         """End a kernel."""
@@ -162,7 +176,9 @@ class Cellblock:
         spec = json.loads(file.read_text())
         spec["metadata"]["cellblock"]["profile"] = "benchmark"
         file.write_text(json.dumps(spec))
+        pools = {KERNELSPEC: {"size": self._pool, "max_size": self._pool}} if self._pool else {}
         return {
+            "KERNELS__POOLS": json.dumps(pools),
             "SANDBOX__PROFILE_DIRS": json.dumps([str(profiles)]),
             "KERNELS__SPEC_DIRS": json.dumps([str(specs)]),
         }

@@ -45,6 +45,7 @@ class Incumbent:
     doors = ("v1", "legacy", "raw")
     server = True
     keeps = False
+    warm = False
 
     def __init__(
         self,

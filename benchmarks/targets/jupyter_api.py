@@ -46,6 +46,11 @@ class JupyterApi:
                 raise ConnectionError(f"{method} {path}: {response.status} {(await response.text())[:100]}")
             return await response.json() if response.status != 204 else None
 
+    async def text(self, path: str) -> str:
+        """GET a text."""
+        async with self.http.get(path) as response:
+            return await response.text()
+
     async def create(self) -> Kernel:
         """POST a kernel. A server with warm kernels says in the model how this one was started."""
         model = await self.json("POST", "/api/kernels", {"name": self.kernelspec})

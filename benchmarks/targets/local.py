@@ -37,6 +37,7 @@ class Local:
 
     server = False
     keeps = False
+    warm = False
 
     async def __aenter__(self) -> Self:
         self._home = Path(tempfile.mkdtemp(prefix="bench-"))

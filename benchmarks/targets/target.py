@@ -25,13 +25,15 @@ class Target(Protocol):
     """Something that starts kernels and leads to them. Use as an async context manager.
 
     `doors` names the ways to a kernel, the one first that the workloads take where the way does not matter.
-    `server` tells whether there is a server between, and `keeps` whether kernels outlive a restart of it.
+    `server` tells whether there is a server between, `keeps` whether kernels outlive a restart of it, and
+    `warm` whether it starts kernels before it is asked, for which it is measured apart.
     """
 
     name: str
     doors: Sequence[str]
     server: bool
     keeps: bool
+    warm: bool
 
     async def create(self, *, session: bool = False) -> Kernel:
         """Start a kernel, with a session for those doors that need one. It may not be ready yet."""

@@ -28,6 +28,7 @@ class Neighbours:
 
     name = "neighbours"
     bound_s = 240.0
+    starts = False
 
     def rounds(self, sizes: Sizes) -> int:
         """Return how often it is measured."""

@@ -47,6 +47,7 @@ class Output:
 
     name = "output"
     bound_s = 300.0
+    starts = False
 
     def rounds(self, sizes: Sizes) -> int:
         """Return how often it is measured."""

@@ -27,6 +27,7 @@ class Population:
 
     name = "population"
     bound_s = 600.0
+    starts = False
 
     def rounds(self, sizes: Sizes) -> int:  # noqa: ARG002 - it takes minutes
         """Return how often it is measured."""

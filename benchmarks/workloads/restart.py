@@ -18,6 +18,7 @@ class Restart:
 
     name = "restart"
     bound_s = 240.0
+    starts = False
 
     def rounds(self, sizes: Sizes) -> int:
         """Return how often it is measured."""

@@ -32,6 +32,7 @@ class Transfer:
 
     name = "transfer"
     bound_s = 120.0
+    starts = False
 
     def rounds(self, sizes: Sizes) -> int:
         """Return how often it is measured."""

@@ -26,6 +26,7 @@ class Trips:
 
     name = "trips"
     bound_s = 240.0
+    starts = False
 
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance

@@ -26,6 +26,8 @@ class Workload(Protocol):
 
     name: str
     bound_s: float
+    # whether it is about starts: a target that keeps kernels warm is measured in these alone
+    starts: bool
 
     def rounds(self, sizes: Sizes) -> int:
         """Return how often it is measured."""

@@ -51,6 +51,7 @@ class Journal:
         self._file_bytes = settings.file_bytes
         self._retention = timedelta(days=settings.retention_days) if settings.retention_days else None
         self._left: tuple[Path, int, AuditHead] | None = None
+        self._aged: tuple[Path, datetime] | None = None
 
     def append(self, entries: Sequence[Entry], floor: AuditHead) -> AuditHead:
         """Write records, all or none of them, and return the new head.
@@ -59,9 +60,11 @@ class Journal:
         again, so that the gap stays to be seen.
         """
         with self.locked(fcntl.LOCK_EX):
-            head = self._head()
+            files = self.files()
+            head = self._head(files)
             head = floor if floor.seq > head.seq else head
-            return self._write(entries, self._prune(entries[0][0], head))
+            pruned = self._prune(entries[0][0], head, files)
+            return self._write(entries, pruned, files if pruned is head else self.files())
 
     def sync(self) -> None:
         """Bring what is written to the disk."""
@@ -108,9 +111,9 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    def _head(self) -> AuditHead:
+    def _head(self, files: Sequence[Path]) -> AuditHead:
         """Return the newest record of the files; an incomplete last line, never acknowledged, is cut."""
-        for path in reversed(self.files()):
+        for path in reversed(files):
             size = path.stat().st_size
             if self._left and self._left[:2] == (path, size):
                 return self._left[2]
@@ -125,17 +128,25 @@ class Journal:
                     return AuditHead(seq=record["seq"], hash=record["hash"])
         return AuditHead()
 
-    def _target(self, first: int, now: datetime) -> Path:
+    def _target(self, first: int, now: datetime, files: Sequence[Path]) -> Path:
         """Return the file to append to: the newest, or a new one when that is full or old."""
-        files = self.files()
         if files and files[-1].stat().st_size < self._file_bytes:
-            begun = _begun(files[-1])
+            begun = self._begun(files[-1])
             if begun is None or now - begun < FILE_AGE:
                 return files[-1]
         return self._directory / f"{first:012d}{SUFFIX}"
 
-    def _write(self, entries: Sequence[Entry], head: AuditHead) -> AuditHead:
-        path = self._target(head.seq + 1, entries[0][0])
+    def _begun(self, path: Path) -> datetime | None:
+        """Return when a file was begun, which is read once: its first record stays what it is."""
+        if self._aged is not None and self._aged[0] == path:
+            return self._aged[1]
+        begun = _begun(path)
+        if begun is not None:
+            self._aged = path, begun
+        return begun
+
+    def _write(self, entries: Sequence[Entry], head: AuditHead, files: Sequence[Path]) -> AuditHead:
+        path = self._target(head.seq + 1, entries[0][0], files)
         lines = []
         for at, event in entries:
             line, head = seal(event, at, head, self._key)
@@ -152,9 +163,8 @@ class Journal:
         self._left = (path, size + len(data), head)
         return head
 
-    def _prune(self, now: datetime, head: AuditHead) -> AuditHead:
+    def _prune(self, now: datetime, head: AuditHead, files: Sequence[Path]) -> AuditHead:
         """Remove files past their time; a record of it, written first, lets the chain begin later."""
-        files = self.files()
         if self._retention is None or len(files) < 2:
             return head
         oldest = (now - self._retention).timestamp()
@@ -164,7 +174,7 @@ class Journal:
             return head
         through = first_of(files[len(old)]) - 1
         event = AuditEvent(action=AuditAction.AUDIT_PRUNE, door="gateway", extra={"through": through})
-        head = self._write([(now, event)], head)
+        head = self._write([(now, event)], head, files)
         for path in old:
             path.unlink()
         return head

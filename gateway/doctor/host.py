@@ -14,10 +14,10 @@ from secrets import token_hex
 from gateway.doctor.findings import Finding, fail, guarded, ok, warn
 from gateway.sandbox import bubblewrap as bwrap
 from gateway.sandbox.backend import version
-from gateway.sandbox.boot import landlock_abi
 from gateway.sandbox.cgroup import CgroupTree
 from gateway.sandbox.daemon import FIREJAIL_CONFIG, unusable
 from gateway.sandbox.firejail import MINIMUM, host_blacklist
+from gateway.sandbox.sealing import landlock_abi
 from gateway.settings import SandboxSettings, Settings
 
 FIREJAIL_DIR = Path("/etc/firejail")

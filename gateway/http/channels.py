@@ -10,6 +10,7 @@ from gateway.errors import BadRequest
 from gateway.http.access import owner
 from gateway.http.connection import Connection
 from gateway.http.context import context, origin, principal
+from gateway.http.frames import Frames
 from gateway.http.outbox import Outbox
 from gateway.http.route import Route
 from gateway.models import Page, Scope
@@ -37,6 +38,7 @@ async def channels(request: web.Request) -> web.WebSocketResponse:
     outbox = Outbox(max_bytes=server.queue_bytes, max_messages=server.queue_messages, metrics=ctx.metrics)
     connection = Connection(
         socket,
+        Frames(socket, request.protocol),
         cast("asyncio.Transport", request.transport),
         principal=who,
         origin=origin(request, "websocket"),

@@ -11,6 +11,7 @@ from aiohttp import WSMsgType, web
 
 from gateway.errors import BadRequest, GatewayError
 from gateway.http.authored import NOT_SHOWN, hollow, note, refusal
+from gateway.http.frames import Frames
 from gateway.http.outbox import INTERNAL_ERROR, Close, Outbox
 from gateway.http.progress import Progress
 from gateway.http.witness import Witness
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 INVALID_PAYLOAD = 1007
 EXPIRED = Close(1008, "The credential has expired or was revoked.")
 MAX_REASON_BYTES = 120  # RFC 6455 allows 123
-FAIR_MESSAGES = 64  # written in one go, before others have their turn
 GRACE_S = 2.0  # for a client to take part in the closing
 # jupyter_server as a gateway's client dies of a binary frame and drops frames above tornado's 10 MiB.
 TEXT_ONLY_BYTES = (10 << 20) - (64 << 10)
@@ -40,6 +40,7 @@ class Connection:
     def __init__(
         self,
         socket: web.WebSocketResponse,
+        frames: Frames,
         transport: asyncio.Transport,
         *,
         principal: Principal,
@@ -58,6 +59,7 @@ class Connection:
         self._requests = metrics.door_requests.labels("websocket")
         self._witness = Witness(audit, clock, handle.id)
         self._socket = socket
+        self._frames = frames
         self._transport = transport
         self._origin = origin
         self._handle = handle
@@ -66,7 +68,7 @@ class Connection:
         self._text_only = text_only
         self._noted = False
         self._reader: asyncio.Task[None] | None = None
-        self._progress = Progress(socket, lambda offset: handle.confirm(outbox, offset))
+        self._progress = Progress(frames, lambda offset: handle.confirm(outbox, offset))
         self._dropped = metrics.dropped_messages
         self.principal = principal
 
@@ -165,23 +167,26 @@ class Connection:
             raise BadRequest(str(error)) from error
 
     async def _write(self) -> None:
-        written = 0
         with suppress(ConnectionError):
             while (message := await self._outbox.next()) is not None:
-                if not await self._recorded(message):
-                    continue
-                await self._progress.before(message, last=not self._outbox, missed=self._outbox.behind)
+                if tells_of_end(message):
+                    await self._frames.flush()
+                    if not await self._recorded():
+                        continue
+                self._progress.before(message, last=not self._outbox, missed=self._outbox.behind)
                 for piece in split_stream(message):
                     frame = self._encode(piece)
-                    if isinstance(frame, str):
-                        await self._socket.send_str(frame)
-                    elif frame is not None:
-                        await self._socket.send_bytes(frame)
+                    if frame is not None:
+                        self._frames.add(frame)
                     self._witness.sent(piece.size)
-                    written += 1
-                    if written % FAIR_MESSAGES == 0:
+                    if self._frames.full:
+                        await self._frames.flush()
+                        # others have their turn
                         await asyncio.sleep(0)
-                self._progress.wrote(message)
+                if not self._outbox:
+                    await self._frames.flush()
+                if not self._frames:
+                    self._progress.wrote(message)
             close = self._outbox.closing
             if close is not None and self._reader is not None:
                 # while another reads, aiohttp cuts the line at once, and a client that still answers a ping
@@ -190,15 +195,13 @@ class Connection:
                 await asyncio.wait({self._reader})
                 await self._socket.close(code=close.code, message=close.reason.encode()[:MAX_REASON_BYTES])
 
-    async def _recorded(self, message: Message) -> bool:
-        """Wait, before a message that may tell of something's end, until that has its record."""
-        idle = message.msg_type == "status" and b"idle" in message.content
-        if idle or message.msg_type == "execute_reply" or message.channel == "control":
-            try:
-                await self._audit.written()
-            except GatewayError as error:
-                self.close(Close(INTERNAL_ERROR, error.message))
-                return False
+    async def _recorded(self) -> bool:
+        """Wait until what has ended has its record; close the socket where that cannot be kept."""
+        try:
+            await self._audit.written()
+        except GatewayError as error:
+            self.close(Close(INTERNAL_ERROR, error.message))
+            return False
         return True
 
     def _encode(self, message: Message) -> bytes | str | None:
@@ -223,3 +226,10 @@ class Connection:
 
     def _abort_soon(self) -> None:
         asyncio.get_running_loop().call_later(GRACE_S, self._transport.abort)
+
+
+def tells_of_end(message: Message) -> bool:
+    """Tell whether a client may learn from a message that something has ended."""
+    if message.channel == "iopub":
+        return message.msg_type == "status" and b"idle" in message.content
+    return message.msg_type == "execute_reply" or message.channel == "control"

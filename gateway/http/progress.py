@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aiohttp import web
-
+    from gateway.http.frames import Frames
     from gateway.models import Message
 
 # Of messages that come close upon each other, only each of so many has a ping of its own, and the last.
@@ -31,8 +30,8 @@ class Progress:
     no further than to the last one that they wait for.
     """
 
-    def __init__(self, socket: web.WebSocketResponse, confirm: Callable[[int], None]) -> None:
-        self._socket = socket
+    def __init__(self, frames: Frames, confirm: Callable[[int], None]) -> None:
+        self._frames = frames
         self._confirm = confirm
         self._written = 0
         self._last_asked = 0
@@ -42,7 +41,7 @@ class Progress:
         self._asked: deque[int] = deque()
         self._news = asyncio.Event()
 
-    async def before(self, message: Message, *, last: bool, missed: bool) -> None:
+    def before(self, message: Message, *, last: bool, missed: bool) -> None:
         """Ask for a message that is about to be written, where it has a ping of its own.
 
         `last` says that no other waits behind it, `missed` that it was said when its client was away.
@@ -52,7 +51,7 @@ class Progress:
         if message.size <= SMALL_BYTES and (
             ends or missed or self._together >= TOGETHER or (last and self._is_quiet())
         ):
-            await self._ask(message.offset)
+            self._ask(message.offset)
 
     def wrote(self, message: Message) -> None:
         """Note that a message was written in full."""
@@ -67,7 +66,8 @@ class Progress:
                 await self._news.wait()
                 await asyncio.sleep(SOON_S)
                 self._news.clear()
-                await self._ask(self._written)
+                self._ask(self._written)
+                await self._frames.flush()
 
     def pong(self, data: bytes) -> None:
         """Take a pong: it answers a ping and all before it. Others, the heartbeat's say, mean nothing."""
@@ -77,13 +77,13 @@ class Progress:
                 self._asked.popleft()
             self._confirm(answered)
 
-    async def _ask(self, offset: int) -> None:
+    def _ask(self, offset: int) -> None:
         if offset > self._last_asked and len(self._asked) < MAX_ASKED:
             self._together = 0
             self._asked_at = asyncio.get_running_loop().time()
             self._last_asked = offset
             self._asked.append(offset)
-            await self._socket.ping(b"%d" % offset)
+            self._frames.ping(b"%d" % offset)
 
     def _is_quiet(self) -> bool:
         return asyncio.get_running_loop().time() - self._asked_at >= SOON_S

@@ -25,8 +25,8 @@ def _mcp(tool: Tool) -> dict[str, Any]:
         "name": tool.name,
         "title": tool.title,
         "description": tool.description,
-        "inputSchema": tool.input_schema(),
-        "outputSchema": tool.output_schema(),
+        "inputSchema": tool.input_schema,
+        "outputSchema": tool.output_schema,
         "annotations": {
             "readOnlyHint": tool.hints.read_only,
             "destructiveHint": tool.hints.destructive,
@@ -37,7 +37,7 @@ def _mcp(tool: Tool) -> dict[str, Any]:
 
 
 def _openai(tool: Tool) -> dict[str, Any]:
-    schema = tool.input_schema()
+    schema = tool.input_schema
     strict = strict_schema(schema)
     function = {
         "name": tool.name,
@@ -49,7 +49,7 @@ def _openai(tool: Tool) -> dict[str, Any]:
 
 
 def _anthropic(tool: Tool) -> dict[str, Any]:
-    return {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema()}
+    return {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
 
 
 FORMATS = {"mcp": _mcp, "openai": _openai, "anthropic": _anthropic}

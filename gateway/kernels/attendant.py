@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gateway.errors import BadRequest, Conflict, GatewayError, LimitReached, NotFound, SandboxUnavailable
-from gateway.kernels.gate import Pace
+from gateway.kernels.pace import Pace
 
 # bytes of a message in one packet, of a packet that comes, of a message that comes, of what waits to be taken
 PIECE, PACKET, MESSAGE, WAITING = 60 << 10, 64 << 10, 1100 << 10, 4 << 20

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from pydantic import SecretStr
 from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
 from gateway.kernels.files import owner_hash
 from gateway.kernels.kernel import LocalKernel
+from gateway.kernels.pool import WarmPool
 from gateway.kernels.running import Wiring
 from gateway.kernels.specs import SpecCatalogue
 from gateway.models import (
@@ -28,7 +30,7 @@ from gateway.models import (
     WorkspaceFacts,
 )
 from gateway.policy import CodePolicy
-from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver
+from gateway.ports import Audit, Clock, ExecutionGate, ExecutionObserver, Turn
 from gateway.ports.tracing import Tracer
 from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.wire import WardenFacts
@@ -36,6 +38,8 @@ from gateway.settings import KernelsSettings
 from gateway.telemetry import Metrics
 
 log = structlog.get_logger()
+
+How = Literal["cold", "warm", "trial"]
 
 # the owner of the gateway's own kernels: no principal can be called so
 NOBODY = "~gateway"
@@ -63,11 +67,13 @@ class LocalKernelHost:
         clock: Clock,
         metrics: Metrics,
         settings: KernelsSettings,
+        pool: WarmPool,
         observer: ExecutionObserver,
         gate: ExecutionGate,
         audit: Audit,
         tracer: Tracer,
     ) -> None:
+        self._pool = pool
         self._audit = audit
         self._tracer = tracer
         self._catalogue = catalogue
@@ -82,7 +88,7 @@ class LocalKernelHost:
 
     async def specs(self) -> Mapping[str, KernelSpec]:
         """Return the kernelspecs that may be started, by name."""
-        return await asyncio.to_thread(self._catalogue.specs)
+        return await self._catalogue.offered()
 
     def default_spec(self) -> str:
         """Return the name used when a request names none."""
@@ -106,6 +112,7 @@ class LocalKernelHost:
         env: Mapping[str, str],
         secrets: Mapping[str, SecretStr],
         limits: Limits,
+        turn: Turn,
         workspace: WorkspaceChoice | None = None,
     ) -> LocalKernel:
         """Start a kernel and wait until it answers; see `ports.KernelHost.start`."""
@@ -124,11 +131,12 @@ class LocalKernelHost:
             ),
             spec,
             secrets,
+            pool=self._pool,
         )
         self._kernels[kernel_id] = kernel
         try:
-            with self._starting(kernel_id, spec.name, "cold"):
-                await kernel.start()
+            with self._starting(kernel_id, spec.name) as started:
+                started(await kernel.start(turn))
         except BaseException:
             self._kernels.pop(kernel_id, None)
             raise
@@ -140,21 +148,29 @@ class LocalKernelHost:
         """Give a kernel of the gateway's own; see `ports.KernelHost.trial`."""
         kernel_id, now = str(uuid4()), self._clock.now()
         record = KernelRecord(id=kernel_id, owner=NOBODY, spec=spec.name, created_at=now, limits=limits)
-        kernel = self._make(record, spec, {}, gate=Ungated())
-        with self._starting(kernel_id, spec.name, "trial"):
-            await kernel.start()
+        kernel = self._make(record, spec, {}, gate=Ungated(), pool=None)
+        with self._starting(kernel_id, spec.name) as started:
+            started("trial")
+            await kernel.start(nullcontext())
         try:
             yield kernel
         finally:
             await kernel.shutdown(DeathReason.SHUTDOWN)
 
     @contextmanager
-    def _starting(self, kernel_id: str, spec: str, how: Literal["cold", "trial"]) -> Iterator[None]:
-        """Count, log and trace how a start goes."""
-        facts = {"cellblock.kernel_id": kernel_id, "cellblock.kernelspec": spec, "cellblock.how": how}
+    def _starting(self, kernel_id: str, spec: str) -> Iterator[Callable[[How], None]]:
+        """Count, log and trace how a start goes; give a way to say how it is made, cold unless told."""
+        how: How = "cold"
+        facts = {"cellblock.kernel_id": kernel_id, "cellblock.kernelspec": spec}
+
+        def made(known: How) -> None:
+            nonlocal how
+            how = known
+            span.note({"cellblock.how": known})
+
         with self._tracer.span("kernel.start", facts) as span:
             try:
-                yield
+                yield made
             except BaseException as error:
                 outcome = error.code if isinstance(error, GatewayError) else "cancelled"
                 self._metrics.kernel_starts.labels(spec, outcome, how).inc()
@@ -174,6 +190,10 @@ class LocalKernelHost:
     async def delete_workspace(self, owner: str, name: str) -> None:
         """Delete a workspace. Raises NotFound, Conflict while a kernel has it."""
         await self._wiring.link.delete_workspace(owner_hash(owner), name)
+
+    async def keep_warm(self) -> None:
+        """Keep kernels ready that are nobody's yet, until cancelled."""
+        await self._pool.run(lambda: len(self._kernels))
 
     def get(self, kernel_id: str) -> LocalKernel | None:
         """Return a kernel by id."""
@@ -199,7 +219,9 @@ class LocalKernelHost:
         return [kernel_id for kernel_id in known if kernel_id not in self._kernels]
 
     async def close(self, *, keep: bool) -> None:
-        """Leave the kernels to the next gateway, or end them all and the warden."""
+        """Leave the kernels to the next gateway, or end them all and the warden; nobody's end either way."""
+        with suppress(GatewayError):
+            await self._pool.close()
         kernels, self._kernels = self.all(), {}
         if keep:
             await asyncio.gather(*(kernel.leave() for kernel in kernels))
@@ -216,11 +238,17 @@ class LocalKernelHost:
     async def _adopt_cell(self, cell: str, known: Mapping[str, KernelRecord]) -> None:
         try:
             facts, pidfd = await self._wiring.link.adopt(cell)
+            if facts.pooled:
+                # nobody's: this gateway keeps its own
+                os.close(pidfd)
+                await self._wiring.link.end(cell)
+                return
             record = known.get(facts.kernel_id)
             spec = (await self.specs()).get(record.spec) if record else None
             if record is None or spec is None or facts.kernel_id in self._kernels:
+                os.close(pidfd)
                 raise KernelStartFailed("No record of this cell's kernel is left.", reason="adoption")
-            kernel = self._make(record, spec, {})
+            kernel = self._make(record, spec, {}, pool=self._pool)
             self._kernels[record.id] = kernel
             try:
                 await kernel.adopt(facts, pidfd)
@@ -243,6 +271,7 @@ class LocalKernelHost:
         spec: KernelSpec,
         secrets: Mapping[str, SecretStr],
         *,
+        pool: WarmPool | None,
         gate: ExecutionGate | None = None,
     ) -> LocalKernel:
         profile = self._profiles.get(spec.profile)
@@ -257,6 +286,7 @@ class LocalKernelHost:
             workspace=record.workspace,
             created_at=record.created_at,
             wiring=self._wiring,
+            pool=pool,
             clock=self._clock,
             metrics=self._metrics,
             max_pending=self._settings.max_pending,

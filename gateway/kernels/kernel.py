@@ -16,6 +16,7 @@ from gateway.kernels.advice import Advice
 from gateway.kernels.conversation import Conversation
 from gateway.kernels.files import CellFiles, owner_hash
 from gateway.kernels.lives import Lives
+from gateway.kernels.pool import WarmPool
 from gateway.kernels.processes import CellProcesses
 from gateway.kernels.requests import Pending
 from gateway.kernels.running import Listener, RunningCell, Wiring
@@ -32,6 +33,7 @@ from gateway.models import (
     Message,
     Origin,
     Page,
+    Start,
     Usage,
     WorkspaceChoice,
     timestamp,
@@ -44,6 +46,7 @@ from gateway.ports import (
     ExecutionObserver,
     Subscriber,
     ToolDesk,
+    Turn,
 )
 from gateway.protocol.messages import make
 from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder, WorkspaceOrder
@@ -71,6 +74,7 @@ class LocalKernel:
         workspace: WorkspaceChoice | None,
         created_at: datetime,
         wiring: Wiring,
+        pool: WarmPool | None,
         clock: Clock,
         metrics: Metrics,
         max_pending: int,
@@ -81,6 +85,7 @@ class LocalKernel:
         policy: CodePolicy,
     ) -> None:
         self._audit = audit
+        self._pool = pool
         self._id = kernel_id
         self._owner = owner
         self._spec = spec
@@ -97,6 +102,7 @@ class LocalKernel:
         self._born = clock.monotonic()
         self._lives = Lives(clock)
         self._generation = 0
+        self._start: Start | None = None
         self._phase = ExecutionState.STARTING
         self._paused = False
         self._death: DeathReason | None = None
@@ -202,6 +208,7 @@ class LocalKernel:
             paused=self._paused,
             limits=self._limits,
             workspace=self._workspace.name if self._workspace else None,
+            start=self._start,
         )
 
     async def usage(self) -> Usage:
@@ -210,10 +217,13 @@ class LocalKernel:
 
     # -- its life -----------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Launch the cell and wait until the kernel answers. Raises SandboxUnavailable, KernelStartFailed."""
+    async def start(self, turn: Turn) -> Start:
+        """Have a cell and wait until the kernel answers; tell how it was started.
+
+        Raises SandboxUnavailable, KernelStartFailed, and what `turn` raises.
+        """
         async with self._lifecycle:
-            await self._launch()
+            return await self._launch(turn)
 
     async def adopt(self, facts: CellFacts, pidfd: int) -> None:
         """Take over a kernel that an earlier gateway left running. Raises KernelStartFailed."""
@@ -247,10 +257,10 @@ class LocalKernel:
         else:
             await running.interrupt()
 
-    async def restart(self) -> None:
-        """Start afresh under the same id. Raises Conflict, SandboxUnavailable, KernelStartFailed."""
+    async def restart(self, turn: Turn) -> None:
+        """Start afresh under the same id; see `ports.KernelHandle.restart`."""
         self._check_secrets()
-        await self._replace(DeathReason.KILLED, asked=True)
+        await self._replace(DeathReason.KILLED, turn=turn)
         self._death = None
 
     async def pause(self) -> None:
@@ -350,7 +360,7 @@ class LocalKernel:
             self._running.close()
         self._conversation.drop()
 
-    async def _launch(self) -> None:
+    async def _launch(self, turn: Turn) -> Start:
         self._check_open()
         self._check_secrets()
         self._expected = None
@@ -366,6 +376,29 @@ class LocalKernel:
             age_s=self.age_s(),
         )
         begun = self._clock.monotonic()
+        running = await self._claim(order)
+        start: Start = "warm" if running else "cold"
+        if running is None:
+            async with turn:
+                running = await self._launch_cold(order)
+        self._running, self._start = running, start
+        self._metrics.kernel_start_seconds.observe(self._clock.monotonic() - begun)
+        self._be_up(running)
+        facts = running.facts
+        self._log.info("kernel ready", cell=facts.cell, landlock=facts.landlock, start=start)
+        self._conversation.open()
+        return start
+
+    async def _claim(self, order: LaunchOrder) -> RunningCell | None:
+        if self._pool is None:
+            return None
+        running = await self._pool.claim(self._spec, order, self._listener, secrets=self._secrets)
+        if running and self._closed:
+            await running.end()
+            self._check_open()
+        return running
+
+    async def _launch_cold(self, order: LaunchOrder) -> RunningCell:
         running = await RunningCell.launch(self._wiring, order, self._listener, self._clock)
         self._running = running
         try:
@@ -375,17 +408,16 @@ class LocalKernel:
             self._running = None
             ending = await running.end()
             if isinstance(error, KernelStartFailed) and ending.stderr:
-                error.message += f" It said: {hidden(ending.stderr, revealed.values())[-500:]}"
+                secrets = [secret.get_secret_value() for secret in self._secrets.values()]
+                error.message += f" It said: {hidden(ending.stderr, secrets)[-500:]}"
             raise
-        self._metrics.kernel_start_seconds.observe(self._clock.monotonic() - begun)
-        self._be_up(running)
-        self._log.info("kernel ready", cell=running.facts.cell, landlock=running.facts.landlock)
-        self._conversation.open()
+        return running
 
-    async def _replace(self, reason: DeathReason, *, asked: bool = False) -> None:
+    async def _replace(self, reason: DeathReason, *, turn: Turn | None = None) -> None:
         """End the cell, answer for it, launch another. On failure the kernel is dead, and that is raised.
 
-        A restart that was asked for forgets the output of before; one that came over the user does not.
+        A restart that was asked for, which has a turn, forgets the output of before; one that came over the
+        user does not.
         """
         async with self._lifecycle:
             self._check_open()
@@ -397,19 +429,19 @@ class LocalKernel:
             self._conversation.close()
             if running:
                 await running.end()
-            await self._begin_again(reason, asked=asked, or_else=DeathReason.CRASHED)
+            await self._begin_again(reason, turn=turn, or_else=DeathReason.CRASHED)
 
-    async def _begin_again(self, reason: DeathReason, *, asked: bool, or_else: DeathReason) -> None:
+    async def _begin_again(self, reason: DeathReason, *, turn: Turn | None, or_else: DeathReason) -> None:
         """Answer for the cell that has ended, and launch another; where that fails the kernel is dead."""
         self._go_on()
-        if asked:
+        if turn:
             self._conversation.forget()
         self._conversation.refuse_all(reason)
-        if not asked:
+        if not turn:
             # JupyterLab takes it for a death, says so, and connects anew; who asked for it knows
             self._conversation.say_state(ExecutionState.RESTARTING)
         try:
-            await self._launch()
+            await self._launch(turn or contextlib.nullcontext())
         except BaseException:
             self._settle(or_else)
             raise
@@ -451,7 +483,7 @@ class LocalKernel:
             self._phase = ExecutionState.RESTARTING
             self._conversation.close()
             try:
-                await self._begin_again(reason, asked=False, or_else=reason)
+                await self._begin_again(reason, turn=None, or_else=reason)
             except GatewayError as error:
                 if not self._closed:
                     self._log.error("restart after a death failed", error=error.message)

@@ -91,7 +91,7 @@ class Replay:
         size = message.size
         self._end += max(1, size)
         message.offset = self._end
-        if next(self._needed(), None) is None:
+        if not (self._readers or self._away or self._left or self._running or self._inherited is not None):
             return  # nobody is there, or has been
         vital = message.channel != "iopub" or message.authored or message.msg_type in VITAL
         (self._vital if vital else self._output).append(Kept(message, page, size + OVERHEAD_BYTES))

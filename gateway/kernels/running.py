@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import zmq
 
-from gateway.errors import GatewayError, KernelStartFailed, LimitReached, SandboxUnavailable
+from gateway.errors import GatewayError, KernelStartFailed, SandboxUnavailable
 from gateway.kernels.channels import KernelChannels, OnDropped, OnMessage, bound, make_context
 from gateway.kernels.gate import CHUNK_BYTES
+from gateway.kernels.pace import Company
 from gateway.kernels.processes import CellProcesses
 from gateway.kernels.toolcalls import Desks
 from gateway.models import CHANNELS, Channel, Limits, Message, Usage
@@ -33,6 +34,9 @@ LOST_S = 1.0
 ASK_AGAIN_S = 0.5
 # what a dead kernel's sockets still hold is read for this long before its requests are answered for it
 LAST_WORDS_S = 0.02
+# what a kernel is told by that was started for nobody (boot.Pool), how long it may take to hear it, and how
+# long to answer whether it is well
+CLAIM, CLAIM_S, CHECK_S = "cellblock_claim_request", 2.0, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,7 @@ class Wiring:
     link: WardenLink
     context: zmq.Context[Any]
     buffer: memoryview
+    company: Company
     session: str
     max_message_bytes: int
     ready_timeout_s: float
@@ -60,10 +65,12 @@ def wire(
     processes: ProcessesSettings | None = None,
 ) -> Wiring:
     """Return the wiring for at most `kernels` kernels."""
-    context = make_context(kernels * len(CHANNELS) + 64, max_message_bytes)
+    context = make_context(kernels * len(CHANNELS) + 64)
     buffer = memoryview(bytearray(CHUNK_BYTES))
     bounds = processes or ProcessesSettings()
-    return Wiring(link, context, buffer, session, max_message_bytes, ready_timeout_s, on_dropped, bounds)
+    return Wiring(
+        link, context, buffer, Company(), session, max_message_bytes, ready_timeout_s, on_dropped, bounds
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +98,9 @@ class RunningCell:
         clock: Clock,
     ) -> None:
         self.facts = facts
-        self.processes = CellProcesses(
-            wiring.link, facts.cell, limits, settings=wiring.processes, clock=clock, desks=listener.desks
-        )
+        self._clock = clock
         self._wiring = wiring
+        self.processes = self._beside(limits, listener.desks)
         self._pidfd = pidfd
         self._listener = listener
         self._loss: asyncio.TimerHandle | None = None
@@ -103,6 +109,7 @@ class RunningCell:
         self._exited = asyncio.Event()
         self._heard: set[str] = set()
         self._asked: set[str] = set()
+        self._awaited: dict[str, asyncio.Future[Message]] = {}
         self._news = asyncio.Event()
         self._loop.add_reader(pidfd, self._exit)
 
@@ -131,6 +138,56 @@ class RunningCell:
                 f"The kernel did not answer within {self._wiring.ready_timeout_s:g} s.", reason="timeout"
             ) from None
         await self._wiring.link.seal(self.facts.cell)
+
+    async def claim(self, order: LaunchOrder, env: Mapping[str, str], listener: Listener) -> None:
+        """Become the cell of the kernel that an order is for: with its limits, and `env` beside its own.
+
+        Raises:
+            Conflict: its limits cannot be lowered so far.
+            SandboxUnavailable, KernelStartFailed: it is of no use; end it.
+        """
+        self.facts = await self._wiring.link.claim(
+            self.facts.cell, kernel_id=order.kernel_id, limits=order.limits, age_s=order.age_s
+        )
+        if env:
+            await self._tell(env)
+        self._check_alive()
+        self._listener = listener
+        self.processes.close()
+        self.processes = self._beside(order.limits, listener.desks)
+
+    async def _tell(self, env: Mapping[str, str]) -> None:
+        """Have the kernel's boot step set variables; they are data in a message, never code."""
+        said = await self._answer("control", CLAIM, {"env": dict(env)}, CLAIM_S)
+        if said.msg_type != CLAIM.replace("request", "reply"):
+            raise KernelStartFailed("The kernel did not take its environment.", reason="claim")
+
+    async def rehearse(self, code: str) -> None:
+        """Run code that leaves nothing: the first of all takes a kernel longer. Raises KernelStartFailed."""
+        content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}}
+        await self._answer("shell", "execute_request", content, CHECK_S)
+
+    async def check(self) -> None:
+        """Ask the kernel whether it answers. Raises KernelStartFailed when it does not."""
+        await self._answer("shell", "kernel_info_request", {}, CHECK_S)
+
+    async def _answer(
+        self, channel: Channel, msg_type: str, content: Mapping[str, Any], within_s: float
+    ) -> Message:
+        """Return the kernel's reply to a question of our own. Raises KernelStartFailed when none comes."""
+        self._check_alive()
+        request = make(channel, msg_type, content, parent=None, session=self._wiring.session)
+        self._asked.add(request.msg_id)
+        reply: asyncio.Future[Message] = self._loop.create_future()
+        self._awaited[request.msg_id] = reply
+        try:
+            self.send(request)
+            async with asyncio.timeout(within_s):
+                return await reply
+        except TimeoutError:
+            raise KernelStartFailed(f"The kernel does not answer a {msg_type}.", reason="timeout") from None
+        finally:
+            del self._awaited[request.msg_id]
 
     async def reconnect(self, wait_s: float = 1.0) -> None:
         """Connect to an adopted kernel, whose sockets are sealed already; it may be busy and silent.
@@ -163,12 +220,8 @@ class RunningCell:
 
     def send(self, message: Message) -> None:
         """Send a message. Raises LimitReached when the kernel takes no more for now."""
-        if self._channels is None:
-            return
-        try:
+        if self._channels:
             self._channels.send(message)
-        except zmq.Again:
-            raise LimitReached("The kernel takes no more requests for now.", retry_after_s=1) from None
 
     async def interrupt(self) -> None:
         """Send SIGINT to the kernel."""
@@ -234,10 +287,11 @@ class RunningCell:
         channels = KernelChannels(
             self._wiring.context,
             self._wiring.buffer,
+            self._wiring.company,
             self.facts.connection.model_dump(),
             on_message=self._hear,
             on_dropped=self._wiring.on_dropped,
-            on_too_large=self._listener.on_too_large,
+            on_too_large=self._too_large,
             on_lost=self._lost,
             max_bytes=self._wiring.max_message_bytes,
         )
@@ -257,7 +311,17 @@ class RunningCell:
         """Give up a kernel that cannot be served on all channels, unless it is ending by itself."""
         if self._loss is None:
             reason = f"The connection of {channel} is gone: {reason}"
-            self._loss = self._loop.call_later(LOST_S, self._listener.on_lost, self, reason)
+            self._loss = self._loop.call_later(LOST_S, self._tell_lost, reason)
+
+    def _tell_lost(self, reason: str) -> None:
+        self._listener.on_lost(self, reason)
+
+    def _too_large(self, channel: Channel) -> None:
+        self._listener.on_too_large(channel)
+
+    def _beside(self, limits: Limits, desks: Desks) -> CellProcesses:
+        link, settings = self._wiring.link, self._wiring.processes
+        return CellProcesses(link, self.facts.cell, limits, settings=settings, clock=self._clock, desks=desks)
 
     def _ask(self) -> None:
         request = make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session)
@@ -268,6 +332,9 @@ class RunningCell:
         if message.channel not in self._heard:
             self._heard.add(message.channel)
             self._news.set()
+        reply = self._awaited.get(message.parent_id) if message.channel != "iopub" else None
+        if reply and not reply.done():
+            reply.set_result(message)
         # the answers to our own questions are nobody else's
         if message.msg_type != "iopub_welcome" and message.parent_id not in self._asked:
             self._listener.on_message(message)

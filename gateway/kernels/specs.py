@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,10 @@ class SpecCatalogue:
             self._specs = self._parsed(found)
             self._seen = seen
         return {name: spec for name, spec in self._specs.items() if all(map(os.path.exists, spec.needs))}
+
+    async def offered(self) -> Mapping[str, KernelSpec]:
+        """Return the kernelspecs that may be started, by name, without blocking the loop."""
+        return await asyncio.to_thread(self.specs)
 
     def _parsed(self, found: Mapping[str, Any]) -> Mapping[str, KernelSpec]:
         specs = {}

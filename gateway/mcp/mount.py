@@ -12,6 +12,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from gateway.mcp.asgi import Exchange
 from gateway.mcp.caller import KEY, Caller
+from gateway.mcp.single import Single, single, version_of
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -60,6 +61,10 @@ class Mount:
         if not session and request.headers.get(VERSION, "") in {"", *HANDSHAKE_PROTOCOL_VERSIONS}:
             headers[SESSION] = secrets.token_urlsafe(24)
         exchange = Exchange(request, body, {KEY: Caller(principal, origin, session)})
+        asked = single(request.headers, body)
+        if asked is not None:
+            answering = Single(self._tools.server, asked, version_of(request.headers))
+            return await exchange.run(answering, headers)
         return await exchange.run(self._manager.handle_request, headers)
 
     async def _live(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import mcp_types as types
@@ -58,6 +58,8 @@ class ToolServer:
             title="Cellblock",
             version=version,
             instructions=INSTRUCTIONS,
+            # or else every call lists all tools first, to hold its headers against them
+            get_tool_input_schema=self._schema,
             on_list_tools=self._list_tools,
             on_call_tool=self._call_tool,
             on_list_resources=self._list_resources,
@@ -75,6 +77,12 @@ class ToolServer:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+    def _schema(self, name: str) -> Mapping[str, Any] | None:
+        try:
+            return self._toolbox.catalogue.find(name, extended=self._extended).input_schema
+        except NotFound:
+            return None
 
     async def _list_tools(
         self, ctx: Context, _params: types.PaginatedRequestParams | None

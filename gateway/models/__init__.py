@@ -16,6 +16,11 @@ from gateway.models.base import Model as Model
 Channel = Literal["shell", "control", "stdin", "iopub"]
 CHANNELS: tuple[Channel, ...] = ("shell", "control", "stdin", "iopub")
 
+ModuleName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
+
+# how a kernel's cell came up: for this very kernel, or before anybody had asked for one
+Start = Literal["cold", "warm"]
+
 PrincipalName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
 
 
@@ -130,6 +135,7 @@ class Kernel(Model):
     paused: bool = False
     limits: Limits
     workspace: str | None = None
+    start: Start | None = None
 
 
 class Usage(Model):
@@ -488,14 +494,17 @@ class Message:
     buffers: list[bytes] = field(default_factory=list)
     authored: bool = False
     offset: int = field(default=0, compare=False)
+    _size: int = field(default=-1, init=False, repr=False, compare=False)
 
     @property
     def size(self) -> int:
-        """Count the bytes that carry the message."""
-        return (
-            len(self.header)
-            + len(self.parent_header)
-            + len(self.metadata)
-            + len(self.content)
-            + sum(map(len, self.buffers))
-        )
+        """Count the bytes that carry the message; it is asked for often, and counted once."""
+        if self._size < 0:
+            self._size = (
+                len(self.header)
+                + len(self.parent_header)
+                + len(self.metadata)
+                + len(self.content)
+                + sum(map(len, self.buffers))
+            )
+        return self._size

@@ -39,6 +39,9 @@ from gateway.models.sandboxes import SandboxRecord
 from gateway.ports.processes import KernelProcesses as KernelProcesses
 from gateway.ports.processes import ToolDesk as ToolDesk
 
+# a place among the starts that are under way, entered at most once
+Turn = AbstractAsyncContextManager[None]
+
 
 class Clock(Protocol):
     """Time: monotonic seconds for durations, UTC for what people read."""
@@ -177,8 +180,11 @@ class KernelHandle(Protocol):
         """Interrupt what runs. Raises KernelDead."""
         ...
 
-    async def restart(self) -> None:
-        """Start afresh under the same id. Raises SandboxUnavailable, KernelStartFailed."""
+    async def restart(self, turn: Turn) -> None:
+        """Start afresh under the same id; for a cold start `turn` is held.
+
+        Raises Conflict, SandboxUnavailable, KernelStartFailed, and what `turn` raises.
+        """
         ...
 
     async def pause(self) -> None:
@@ -368,9 +374,12 @@ class KernelHost(Protocol):
         env: Mapping[str, str],
         secrets: Mapping[str, SecretStr],
         limits: Limits,
+        turn: Turn,
         workspace: WorkspaceChoice | None = None,
     ) -> KernelHandle:
         """Start a kernel and wait until it answers; `secrets` are kept in memory alone.
+
+        `turn` is held while it is started cold: a warm one waits for nobody.
 
         Raises:
             SandboxUnavailable: no confined cell can be had.
@@ -446,6 +455,10 @@ class Store(Protocol):
 
     async def session(self, session_id: str) -> SessionRecord | None:
         """Return a session by id."""
+        ...
+
+    async def session_at(self, owner: str, path: str) -> SessionRecord | None:
+        """Return the session that an owner has at a path."""
         ...
 
     async def sessions(self, owner: str | None = None) -> list[SessionRecord]:

@@ -211,7 +211,7 @@ def split_stream(message: Message, limit: int = STREAM_PIECE_BYTES) -> list[Mess
     pieces = []
     for piece in _pieces(text, limit):
         header["msg_id"] = uuid4().hex
-        body = dumps({"name": name, "text": piece})
+        body = b'{"name":' + dumps(name) + b',"text":' + piece + b"}"
         pieces.append(replace(message, header=dumps(header), content=body, msg_id=header["msg_id"]))
     return pieces or [message]
 
@@ -305,11 +305,12 @@ def _integer(digits: str) -> int | None:
     return int(digits) if len(digits) <= 300 else None
 
 
-def _pieces(text: str, limit: int) -> Iterator[str]:
+def _pieces(text: str, limit: int) -> Iterator[bytes]:
+    """Cut a text into JSON strings."""
     start = 0
     while start < len(text):
         size = max(1, limit)
-        while len(orjson.dumps(text[start : start + size])) - 2 > limit and size > 1:
+        while len(piece := orjson.dumps(text[start : start + size])) - 2 > limit and size > 1:
             size //= 2
-        yield text[start : start + size]
+        yield piece
         start += size

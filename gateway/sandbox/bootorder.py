@@ -63,6 +63,7 @@ def boot_order(
             "share": [share.path] if share and share.writable else [],
             "bind": ipc,
         },
+        **({"preload": list(order.preload)} if order.pooled else {}),
         **programs,
     }
 
@@ -101,6 +102,12 @@ def python_module(argv: list[str] | tuple[str, ...], environment: Path | None) -
         return None
     index = argv.index("-m")
     return index if all(option.startswith("-X") for option in argv[1:index]) else None
+
+
+def takes_variables(argv: tuple[str, ...], environment: Path | None) -> bool:
+    """Tell whether the kernel of a pooled cell can be told variables when it is claimed: see boot.Pool."""
+    module = python_module(argv, environment)
+    return module is not None and argv[module + 1].partition(".")[0] in {"ipykernel", "ipykernel_launcher"}
 
 
 def rlimits(limits: Limits, profile: SandboxProfile, *, bounded_memory: bool) -> dict[str, int]:

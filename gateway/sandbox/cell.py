@@ -8,15 +8,15 @@ import os
 import select
 import shutil
 import signal
-import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.errors import SandboxUnavailable
-from gateway.models import Usage
+from gateway.models import Limits, Usage
 from gateway.sandbox import confinement, processes
 from gateway.sandbox.cgroup import Cgroup
 from gateway.sandbox.home import Home
+from gateway.sandbox.spawn import Spawned
 from gateway.sandbox.users import CellUser, UserPool
 from gateway.sandbox.wire import Connection, Ending
 from gateway.sandbox.workspaces import Lease
@@ -72,19 +72,21 @@ class Cell:
 
     `attendant_fd` is this end of the attendant's socket, if it has one: nothing is ever read from it here.
     The cell dies when `leash` is closed, and so with this process. `born` is when its kernel's first cell was
-    started, in monotonic seconds.
+    started, in monotonic seconds. A `pooled` cell's kernel is nobody's yet.
     """
 
     id: str
     kernel_id: str
+    profile: str
     user: CellUser
     directory: Path
     home: Path
     connection: Connection
-    process: subprocess.Popen[bytes]
+    process: Spawned
     stderr: Tail
     born: float
     leash: int
+    limits: Limits
     cgroup: Cgroup | None = None
     pool: UserPool | None = None
     landlock: int = 0
@@ -95,6 +97,7 @@ class Cell:
     attended: bool = False
     sealed: bool = False
     tied: bool = False
+    pooled: bool = False
     files: Home | None = None
     workspace: Lease | None = None
     _ending: asyncio.Task[Ending] | None = field(default=None, repr=False)
@@ -213,7 +216,10 @@ class Cell:
                 signal.pidfd_send_signal(self.init_fd, signal.SIGKILL)
         elif self.process.poll() is None:
             # nothing was proved yet: it leads its session, and firejail's children die with it (PDEATHSIG)
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            # it may not have come to that
+            self.process.kill()
 
     async def _reap(self) -> None:
         deadline = asyncio.get_running_loop().time() + END_TIMEOUT_S

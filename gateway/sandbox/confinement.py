@@ -70,6 +70,6 @@ def shared_namespaces(pid: int, reported: Mapping[str, str]) -> list[str]:
 
 
 def absent_filters(filtered: Mapping[str, int]) -> list[str]:
-    """List the filters that a boot step's forbidden calls did not meet; see `boot.filtered`."""
+    """List the filters that a boot step's forbidden calls did not meet; see `sealing.filtered`."""
     absent = [name for name in ("keep-list", "namespaces") if filtered.get(name) != errno.EPERM]
     return absent if filtered.get("protocol") else [*absent, "protocol"]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gateway.errors import ConfigurationError, GatewayError, SandboxUnavailable
 from gateway.sandbox import bubblewrap, firejail
+from gateway.sandbox.alternatives import Alternatives
 from gateway.sandbox.backend import version
 from gateway.sandbox.bubblewrap import Bubblewrap
 from gateway.sandbox.cgroup import CgroupTree
@@ -133,7 +134,7 @@ def build(settings: Settings) -> Warden:
             cgroups.open(leftover).kill()
             cgroups.open(leftover).remove()
     sweep(base)
-    privilege = switches = None
+    privilege = switches = links = None
     program = settings.sandbox.firejail
     refusals = {
         "firejail": unusable("firejail", program, firejail.MINIMUM),
@@ -142,6 +143,7 @@ def build(settings: Settings) -> Warden:
     if os.geteuid() == 0:
         privilege = prepare_privileged(settings, base)
         switches = firejail_settings(directory)
+        links = Alternatives(directory / "alternatives")
         if refusals["firejail"] is None:
             program = private_copy(program, directory)
     else:
@@ -158,7 +160,7 @@ def build(settings: Settings) -> Warden:
     workspaces = Workspaces(directory / "workspaces", images=privilege is not None)
     launcher = Launcher(
         backends={
-            "firejail": Firejail(program, settings=switches),
+            "firejail": Firejail(program, settings=switches, alternatives=links),
             "bubblewrap": Bubblewrap(settings.sandbox.bubblewrap),
         },
         run_dir=base,

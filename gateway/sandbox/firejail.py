@@ -11,6 +11,7 @@ from plumbum.machines.local import LocalCommand
 
 from gateway.errors import ConfigurationError
 from gateway.models import Limits
+from gateway.sandbox.alternatives import Alternatives
 from gateway.sandbox.backend import CellPaths, Invocation, check_there
 from gateway.sandbox.namespace import FirejailUser
 from gateway.sandbox.profile import SandboxProfile
@@ -88,17 +89,21 @@ _MAX_ARGUMENT = 4096
 class Firejail:
     """Composes the command lines of one firejail program.
 
-    `settings` is the directory that root's cells get for /etc/firejail; an ordinary user has the system's.
+    `settings` is the directory that root's cells get for /etc/firejail, and `alternatives` what they get for
+    the system's; an ordinary user has the system's own.
     """
 
     shm = "/dev"
 
-    def __init__(self, program: Path, *, settings: Path | None = None) -> None:
+    def __init__(
+        self, program: Path, *, settings: Path | None = None, alternatives: Alternatives | None = None
+    ) -> None:
         if not program.is_absolute() or program.name != "firejail":
             # under any other name firejail takes itself for a link to the program of that name
             raise ConfigurationError(f"{program} is not the absolute path of a program called firejail.")
         self._program = program
         self._settings = settings
+        self._alternatives = alternatives
 
     def invocation(
         self,
@@ -121,7 +126,8 @@ class Firejail:
         """
         if self._settings is None:
             raise ConfigurationError("Firejail has no settings of its own here.")
-        return FirejailUser(user, self._settings)
+        alternatives = self._alternatives.current() if self._alternatives else None
+        return FirejailUser(user, self._settings, alternatives)
 
     def command(
         self, profile: SandboxProfile, paths: CellPaths, argv: Sequence[str], *, limits: Limits

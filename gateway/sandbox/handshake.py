@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import marshal
 import socket
 import struct
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -59,9 +58,12 @@ class Handshake:
                     break
         raise SandboxUnavailable("The cell did not say who it is.", reason="not_confined")
 
-    async def order(self, order: Mapping[str, Any]) -> None:
-        """Tell a cell that was proved what to become. Raises OSError when it is gone."""
-        await asyncio.get_running_loop().sock_sendall(self._ours, json.dumps(order).encode())
+    async def order(self, order: dict[str, Any]) -> None:
+        """Tell a cell that was proved what to become. Raises OSError when it is gone.
+
+        In the old format of plain values that every Python reads, so that the boot step needs no parser.
+        """
+        await asyncio.get_running_loop().sock_sendall(self._ours, marshal.dumps(order, 2))
 
     async def attendant(self) -> int:
         """Return an end of the socket of the attendant that a sealed cell has left behind; -1 without one.

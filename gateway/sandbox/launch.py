@@ -9,7 +9,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import BadRequest, Conflict, SandboxUnavailable
-from gateway.sandbox import confinement, shares, tmpfs
+from gateway.sandbox import bootstep, claiming, confinement, shares, tmpfs
 from gateway.sandbox.backend import ALIAS, Backend, CellPaths
 from gateway.sandbox.bootorder import attended, boot_order, interpreter, programs
+from gateway.sandbox.bootstep import BootStep
 from gateway.sandbox.cell import Cell, Tail
 from gateway.sandbox.cgroup import CgroupTree
 from gateway.sandbox.handshake import Handshake, Hello
 from gateway.sandbox.home import Home
 from gateway.sandbox.namespace import Entry, Leash
 from gateway.sandbox.profile import SandboxProfile
+from gateway.sandbox.spawn import Spawned
 from gateway.sandbox.users import CellUser, UserPool, current_user
-from gateway.sandbox.wire import Connection, LaunchOrder, Place
+from gateway.sandbox.wire import Claim, Connection, LaunchOrder, Place
 from gateway.sandbox.workspaces import Lease, Workspaces
 
 
@@ -68,15 +69,12 @@ class Launcher:
         self._cgroups = cgroups
         self._privilege = privilege
         self._timeout_s = timeout_s
-        self._boot = run_dir / "boot.py"
+        self._boot = BootStep(run_dir)
         self._programs: Mapping[str, str] = {}
 
     def prepare(self) -> None:
         """Lay out the boot step where every cell can read it, and get ready what its order brings."""
-        source = Path(__file__).with_name("boot.py")
-        self._boot.unlink(missing_ok=True)
-        self._boot.write_bytes(source.read_bytes())
-        self._boot.chmod(0o444)
+        self._boot.lay(bootstep.text())
         self._programs = programs()
 
     async def launch(self, order: LaunchOrder, profile: SandboxProfile) -> Cell:
@@ -89,13 +87,14 @@ class Launcher:
         if refusal := self._refusals.get(profile.backend):
             raise SandboxUnavailable(refusal, reason=f"{profile.backend}_missing")
         environment = self._environment(order.environment)
-        cell, handshake = self._start(order, profile, environment)
+        boot = self._boot.file(interpreter(order.argv, environment)[0])
+        cell, handshake = self._start(order, profile, environment, boot)
         try:
             async with asyncio.timeout(self._timeout_s):
                 hello, pid = await handshake.hello()
                 self._prove(cell, pid, hello, order, self._backends[profile.backend].shm)
                 texts = self._programs if attended(order, profile) else {}
-                orders = boot_order(order, profile, cell, environment, self._boot, programs=texts)
+                orders = boot_order(order, profile, cell, environment, boot, programs=texts)
                 await handshake.order(orders)
                 if texts:
                     cell.attendant_fd = await handshake.attendant()
@@ -117,6 +116,10 @@ class Launcher:
         finally:
             handshake.close()
         return cell
+
+    def claim(self, cell: Cell, order: Claim, profile: SandboxProfile) -> None:
+        """Make a pooled cell somebody's; see `claiming.claim`."""
+        claiming.claim(cell, order, profile, shm=self._backends[profile.backend].shm)
 
     def _environment(self, path: str | None) -> Path | None:
         """Return a kernel environment's real path, if cells may see it. Raises SandboxUnavailable."""
@@ -140,7 +143,7 @@ class Launcher:
         return real
 
     def _start(
-        self, order: LaunchOrder, profile: SandboxProfile, environment: Path | None
+        self, order: LaunchOrder, profile: SandboxProfile, environment: Path | None, boot: Path
     ) -> tuple[Cell, Handshake]:
         with contextlib.ExitStack() as undo:
             share = self._share(order, environment)
@@ -163,11 +166,11 @@ class Launcher:
                 home=home,
                 ipc=directory / "i",
                 environment=environment,
-                boot=self._boot,
+                boot=boot,
                 share=share,
                 share_writable=order.share is not None and order.share.writable,
             )
-            program = [*interpreter(order.argv, environment), str(self._boot)]
+            program = [*interpreter(order.argv, environment), str(boot)]
             leash, held = os.pipe()
             undo.callback(os.close, leash)
             started = undo.enter_context(contextlib.ExitStack())
@@ -191,41 +194,37 @@ class Launcher:
             undo.callback(handshake.close)
             with handshake.theirs, started:
                 try:
-                    process = subprocess.Popen(
+                    process = Spawned(
                         invocation.command,
+                        invocation.environment,
                         stdin=handshake.theirs.fileno(),
-                        stdout=subprocess.DEVNULL,
-                        stderr=subprocess.PIPE,
-                        cwd="/",
-                        env=invocation.environment,
-                        umask=0o077,
-                        start_new_session=True,
-                        pass_fds=(held, *invocation.descriptors),
-                        preexec_fn=lambda: [step() for step in steps],  # noqa: PLW1509 - the warden has one thread
+                        descriptors=(held, *invocation.descriptors),
+                        steps=steps,
                     )
-                except (OSError, subprocess.SubprocessError) as error:
+                except OSError as error:
                     raise SandboxUnavailable(
                         f"{profile.backend} cannot be started: {error}.", reason=f"{profile.backend}_missing"
                     ) from error
             undo.pop_all()
-        assert process.stderr is not None  # noqa: S101
         cell = Cell(
             id=directory.name,
             kernel_id=order.kernel_id,
+            profile=order.profile,
             user=dataclasses.replace(user, home=home) if share else user,
             directory=directory,
             home=home,
             connection=connection,
             process=process,
-            stderr=Tail(os.dup(process.stderr.fileno())),
+            stderr=Tail(process.stderr),
             born=time.monotonic() - order.age_s,
             leash=leash,
+            limits=order.limits,
             cgroup=cgroup,
             pool=self._privilege.users if self._privilege else None,
             workspace=lease,
             tied=order.tied,
+            pooled=order.pooled,
         )
-        process.stderr.close()
         record(directory, process.pid)
         return cell, handshake
 

@@ -22,11 +22,12 @@ from gateway.errors import (
     PreconditionFailed,
     SandboxUnavailable,
 )
-from gateway.models import Usage, WorkspaceFacts
+from gateway.models import Limits, Usage, WorkspaceFacts
 from gateway.sandbox.packets import Packets, connect
 from gateway.sandbox.wire import (
     MAX_PACKET,
     CellFacts,
+    Claim,
     DeleteWorkspace,
     Ending,
     FileOrder,
@@ -113,6 +114,17 @@ class WardenLink:
             BadRequest: the order is not one that the warden takes.
         """
         return await self._cell(Launch(order=order))
+
+    async def claim(self, cell: str, *, kernel_id: str, limits: Limits, age_s: float) -> CellFacts:
+        """Make a pooled cell a kernel's, with limits that are at most its own; return its facts.
+
+        Raises:
+            Conflict: it is somebody's already, or its limits cannot be lowered so far.
+            SandboxUnavailable: a limit cannot be set; end it.
+        """
+        body = Claim(cell=cell, kernel_id=kernel_id, limits=limits, age_s=age_s)
+        answer, _ = await self._ask_open(body)
+        return CellFacts.model_validate(answer)
 
     async def adopt(self, cell: str) -> tuple[CellFacts, int]:
         """Return a live cell's facts and the kernel's pidfd. Raises NotFound."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway.models import Limits
+from gateway.sandbox.alternatives import SYSTEM as ALTERNATIVES
 from gateway.sandbox.users import CellUser
 
 CLONE_NEWNS = 0x00020000
@@ -100,6 +101,7 @@ class FirejailUser:
 
     user: CellUser
     settings: Path
+    alternatives: Path | None = None
 
     def __call__(self) -> None:
         """Become the user as far as firejail can: the real uid may not be root's, the effective one must."""
@@ -108,5 +110,7 @@ class FirejailUser:
             "firejail", Path("/run/firejail"), "tmpfs", MS_NOSUID | MS_NODEV, "size=4m,mode=0755,uid=0,gid=0"
         )
         mount(str(self.settings), Path("/etc/firejail"), None, MS_BIND)
+        if self.alternatives:
+            mount(str(self.alternatives), ALTERNATIVES, None, MS_BIND)
         # no SUID bit involved
         os.setresuid(self.user.uid, 0, 0)

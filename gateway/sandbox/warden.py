@@ -27,6 +27,7 @@ from gateway.sandbox.profile import SandboxProfile
 from gateway.sandbox.wire import (
     REQUEST,
     CellFacts,
+    Claim,
     DeleteWorkspace,
     FileOrder,
     Hello,
@@ -44,7 +45,7 @@ log = logging.getLogger("cellblock.warden")
 STARTING_S = 2.0
 
 Answer = tuple[dict[str, Any], list[int]]
-Body = Hello | Launch | OnCell | FileOrder | WorkspaceRequest | Plain
+Body = Hello | Launch | Claim | OnCell | FileOrder | WorkspaceRequest | Plain
 
 
 class Warden:
@@ -74,7 +75,8 @@ class Warden:
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._alone: asyncio.TimerHandle | None = None
-        self._answers: dict[str, Callable[[OnCell], Awaitable[Answer]]] = {
+        self._answers: dict[str, Callable[[Any], Awaitable[Answer]]] = {
+            "claim": self._claim,
             "seal": self._seal,
             "interrupt": self._interrupt,
             "pause": self._pause,
@@ -180,7 +182,7 @@ class Warden:
                 return self._facts.model_dump(), []
             case Launch():
                 return await self._launch(body)
-            case OnCell():
+            case Claim() | OnCell():
                 return await self._answers[body.op](body)
             case Plain(op="list"):
                 return {"cells": list(self._cells)}, []
@@ -188,16 +190,26 @@ class Warden:
                 self._stop.set()
                 return {}, []
 
-    async def _launch(self, body: Launch) -> Answer:
-        profile = self._profiles.get(body.order.profile)
+    def _profile(self, name: str) -> SandboxProfile:
+        profile = self._profiles.get(name)
         if profile is None:
-            raise BadRequest(f"There is no sandbox profile {body.order.profile!r}.")
+            raise BadRequest(f"There is no sandbox profile {name!r}.")
+        return profile
+
+    async def _claim(self, body: Claim) -> Answer:
+        cell = self._cell(body)
+        self._launcher.claim(cell, body, self._profile(cell.profile))
+        log.info("cell %s was claimed", cell.id)
+        return facts(cell), []
+
+    async def _launch(self, body: Launch) -> Answer:
+        profile = self._profile(body.order.profile)
         cell = await self._launcher.launch(body.order, profile)
         self._cells[cell.id] = cell
         log.info("cell %s started, pid %d, landlock %d", cell.id, cell.kernel_pid, cell.landlock)
         return facts(cell), [cell.kernel_fd]
 
-    def _cell(self, body: OnCell | FileOrder) -> Cell:
+    def _cell(self, body: Claim | OnCell | FileOrder) -> Cell:
         cell = self._cells.get(body.cell)
         if cell is None:
             raise NotFound(f"There is no cell {body.cell}.", reason="no_cell")
@@ -269,4 +281,5 @@ def facts(cell: Cell) -> dict[str, Any]:
         landlock=cell.landlock,
         age_s=time.monotonic() - cell.born,
         attended=cell.attended,
+        pooled=cell.pooled,
     ).model_dump(mode="json")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, TypeAdapter
 
-from gateway.models import Frozen, Limits
+from gateway.models import Frozen, Limits, ModuleName
 
 MAX_PACKET = 160 << 10
 
@@ -62,6 +62,7 @@ class Share(Frozen):
 class LaunchOrder(Frozen):
     """Start one cell. `{connection_file}` in `argv` stands for the connection file's path.
 
+    A `pooled` cell's kernel is nobody's until it is claimed; it loads the modules of `preload` beforehand.
     `age_s` is the kernel's age, where the cell is not its first; `place` is the ended cell's that this one
     is to stand in for. A tied cell ends with the conversation that asks for it; whoever that is connects to
     its sockets by name, so that nothing but sockets can be made beside them.
@@ -77,13 +78,16 @@ class LaunchOrder(Frozen):
     share: Share | None = None
     place: Place | None = None
     tied: bool = False
+    pooled: bool = False
+    preload: tuple[ModuleName, ...] = Field((), max_length=64)
     age_s: float = Field(0.0, ge=0)
 
 
 class CellFacts(Frozen):
     """A live, proved cell. `age_s` is its kernel's, by a clock that nobody sets.
 
-    `attended` tells that its attendant's socket was handed out, so that it may be at work.
+    `attended` tells that its attendant's socket was handed out, so that it may be at work; `pooled` that its
+    kernel is nobody's yet.
     """
 
     cell: CellId
@@ -92,6 +96,7 @@ class CellFacts(Frozen):
     landlock: int
     age_s: float
     attended: bool = False
+    pooled: bool = False
 
 
 class WardenFacts(Frozen):
@@ -122,6 +127,16 @@ class Launch(Frozen):
 
     op: Literal["launch"] = "launch"
     order: LaunchOrder
+
+
+class Claim(Frozen):
+    """Give a pooled cell to a kernel, once: its id, its age, and limits that are at most the cell's."""
+
+    op: Literal["claim"] = "claim"
+    cell: CellId
+    kernel_id: Uuid
+    limits: Limits
+    age_s: float = Field(0.0, ge=0)
 
 
 class OnCell(Frozen):
@@ -217,7 +232,9 @@ class Request(Frozen):
     """One request; `id` comes back with the answer."""
 
     id: int
-    body: Annotated[Hello | Launch | OnCell | FileOrder | WorkspaceRequest | Plain, Field(discriminator="op")]
+    body: Annotated[
+        Hello | Launch | Claim | OnCell | FileOrder | WorkspaceRequest | Plain, Field(discriminator="op")
+    ]
 
 
 REQUEST: TypeAdapter[Request] = TypeAdapter(Request)

@@ -31,8 +31,9 @@ def recorded(
     kernel_id: str | None = None,
     target: str | None = None,
     extra: Mapping[str, str] | None = None,
-) -> Iterator[None]:
-    """Record an action when the body ends: done, or failed and why."""
+) -> Iterator[dict[str, str]]:
+    """Record an action when the body ends: done, or failed and why; give room for what it learns by then."""
+    learned: dict[str, str] = {}
     event = AuditEvent(
         action=action,
         who=principal.name,
@@ -42,7 +43,7 @@ def recorded(
         extra=extra or {},
     )
     try:
-        yield
+        yield learned
     except BaseException as error:
         if not isinstance(error, GatewayError) or error.status not in REFUSALS:
             reason = error.code if isinstance(error, GatewayError) else type(error).__name__
@@ -50,7 +51,7 @@ def recorded(
             if isinstance(error, GatewayError):
                 error.recorded = True
         raise
-    audit.record(event)
+    audit.record(event.model_copy(update={"extra": {**event.extra, **learned}}) if learned else event)
 
 
 def touches_files(

@@ -53,12 +53,14 @@ class ExecutionService:
         execution_id: str | None = None,
         metadata: Mapping[str, object] | None = None,
         own: bool = False,
+        settled: bool = True,
     ) -> ExecutionResult:
         """Execute code and wait for its end; `on_message` sees each of its messages as they come.
 
         `execution_id` is the id that it shall have, a new one; `metadata` goes with the request. Its record
         has `origin`, or that of the request being served; with `own` it is the gateway's own doing, which
-        prepares a kernel, and is neither counted nor recorded.
+        prepares a kernel, and is neither counted nor recorded. Its record is written when this returns; where
+        `settled` is off the caller sees to that by `settle`, before it tells anybody of the result.
 
         The kernel's handle keeps the deadline and answers for a kernel that dies, so an end always comes.
         When the caller is cancelled, the execution is interrupted.
@@ -88,11 +90,16 @@ class ExecutionService:
             if listener.failure is not None:
                 await self._abandon(listener, attached.pop_all())
                 raise listener.failure
-        await self._audit.written()
+        if settled:
+            await self.settle()
         result = collector.result(self._clock.monotonic())
         if listener.death is not None:
             return result.model_copy(update={"status": ExecutionStatus.DEAD, "reason": listener.death})
         return result
+
+    async def settle(self) -> None:
+        """Wait until what has ended so far is recorded. Raises AuditUnavailable."""
+        await self._audit.written()
 
     def list(self, principal: Principal, kernel_id: str) -> list[Execution]:
         """List the executions of a kernel that have not ended. Raises Forbidden, NotFound."""

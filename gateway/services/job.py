@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from gateway.models import Origin
     from gateway.services.callbacks import CallDesk
 
+# A body up to this size takes longer to compress than to write.
+PLAIN_BYTES = 4096
+
 
 class JobBody(Model):
     """What a job gave: its tasks' results, and its events as far as they are kept."""
@@ -42,8 +45,9 @@ class JobBody(Model):
     forgotten: Event | None = None
 
     def packed(self) -> bytes:
-        """Return it compressed, for the store. Takes a while: meant for a thread."""
-        return zlib.compress(self.model_dump_json(exclude_none=True).encode(), 1)
+        """Return it for the store, compressed where it is large. That takes a while: meant for a thread."""
+        plain = self.model_dump_json(exclude_none=True).encode()
+        return plain if len(plain) <= PLAIN_BYTES else zlib.compress(plain, 1)
 
     def journal(self) -> Journal:
         """Return the events as a journal that has ended."""
@@ -52,7 +56,10 @@ class JobBody(Model):
     @classmethod
     def unpacked(cls, packed: bytes) -> JobBody:
         """Return what `packed` gave; of a job that never ended there is nothing."""
-        return cls.model_validate_json(zlib.decompress(packed)) if packed else cls(single=True)
+        if not packed:
+            return cls(single=True)
+        # no compressed body begins as JSON does
+        return cls.model_validate_json(packed if packed.startswith(b"{") else zlib.decompress(packed))
 
 
 @dataclass(slots=True)

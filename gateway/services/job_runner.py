@@ -16,9 +16,9 @@ from gateway.services.files import pieces_of
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from gateway.models import ExecutionResult, Usage
+    from gateway.models import Artifacts, ExecutionResult, Usage
     from gateway.ports import Clock, KernelHandle
-    from gateway.services.artifacts import ArtifactService
+    from gateway.services.artifacts import ArtifactService, Look
     from gateway.services.contexts import ContextService
     from gateway.services.executions import ExecutionService
     from gateway.services.files import FileService
@@ -156,8 +156,7 @@ class JobRunner:
             # what waits behind it is another job's, whom this one's errors do not concern
             stop_on_error=False,
         )
-        before = await self._artifacts.look(who, handle.id) if request.artifacts else None
-        used = await _usage(handle)
+        before, used = await self._before(job, handle)
         if job.desk is not None:
             job.desk.task = index
         if job.stopping is not None:
@@ -177,29 +176,28 @@ class JobRunner:
                 on_message=lambda message: job.hear(index, message),
                 execution_id=job.current,
                 metadata={"cellblock": {"dataframes": True}} if request.dataframes else None,
+                settled=False,
             )
         finally:
             job.current = None
-        work.result = await self._result(handle, result, used)
+        made, now = await self._after(job, handle, before)
+        # what it gave is nothing without its record, which was written meanwhile
+        await self._executions.settle()
+        work.result = _result(result, used, now, made)
         work.status = JobStatus(result.status)
-        if before is not None:
-            work.result.artifacts = await self._artifacts.since(who, handle.id, before)
 
-    async def _result(self, handle: KernelHandle, result: ExecutionResult, used: Usage | None) -> TaskResult:
-        now = await _usage(handle)
-        cpu_s = None
-        if used and now:
-            # a kernel that was restarted meanwhile counts from nothing
-            cpu_s = round(now.cpu_s - used.cpu_s if now.cpu_s >= used.cpu_s else now.cpu_s, 6)
-        return TaskResult(
-            **dict(result),
-            clean=clean(result.error) if result.error else None,
-            usage=TaskUsage(
-                wall_s=result.duration_s,
-                cpu_s=cpu_s,
-                memory_peak_bytes=now.memory_peak_bytes if now else None,
-            ),
-        )
+    async def _before(self, job: Job, handle: KernelHandle) -> tuple[Look | None, Usage | None]:
+        """Look at the files, if the caller wants to know of new ones, and at what is used: both at once."""
+        if not job.request.artifacts:
+            return None, await _usage(handle)
+        return await asyncio.gather(self._artifacts.look(job.principal, handle.id), _usage(handle))
+
+    async def _after(
+        self, job: Job, handle: KernelHandle, before: Look | None
+    ) -> tuple[Artifacts | None, Usage | None]:
+        if before is None:
+            return None, await _usage(handle)
+        return await asyncio.gather(self._artifacts.since(job.principal, handle.id, before), _usage(handle))
 
     async def _text(self, job: Job, handle: KernelHandle, path: str) -> str:
         """Return the text of a file of the home. Raises Forbidden, NotFound, BadRequest, PayloadTooLarge."""
@@ -221,3 +219,21 @@ async def _usage(handle: KernelHandle) -> Usage | None:
         return await handle.usage()
     except GatewayError:
         return None
+
+
+def _result(
+    result: ExecutionResult, used: Usage | None, now: Usage | None, made: Artifacts | None
+) -> TaskResult:
+    cpu_s = None
+    if used and now:
+        # a kernel that was restarted meanwhile counts from nothing
+        cpu_s = round(now.cpu_s - used.cpu_s if now.cpu_s >= used.cpu_s else now.cpu_s, 6)
+    return TaskResult(
+        **dict(result) | {"artifacts": made},
+        clean=clean(result.error) if result.error else None,
+        usage=TaskUsage(
+            wall_s=result.duration_s,
+            cpu_s=cpu_s,
+            memory_peak_bytes=now.memory_peak_bytes if now else None,
+        ),
+    )

@@ -24,6 +24,7 @@ from gateway.services.kernels import require
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+    from datetime import datetime
 
     from gateway.models import Origin, Principal
     from gateway.models.jobs import CallAnswer, Event, JobRequest, JobView, TaskResult
@@ -357,20 +358,8 @@ class JobService:
         job.journal.close()
         job.placed.set()
         job.done.set()
-        self._notifier.tell(
-            Notice(
-                kind=NoticeKind.JOB_FINISHED,
-                at=job.ended_at,
-                owner=job.principal.name,
-                door=job.origin.door,
-                kernel_id=job.kernel_id,
-                job_id=job.id,
-                request_id=job.origin.request_id,
-                status=job.status.value,
-                reason=job.reason,
-                duration_s=round((job.ended_at - job.created_at).total_seconds(), 6),
-            )
-        )
+        if self._notifier.listens:
+            self._notifier.tell(_notice(job, job.ended_at))
 
     def _depth(self, principal: Principal, request: JobRequest) -> int:
         """Return how many jobs deep this one is. Raises NotFound (no such call), LimitReached."""
@@ -389,6 +378,21 @@ class JobService:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _notice(job: Job, ended_at: datetime) -> Notice:
+    return Notice(
+        kind=NoticeKind.JOB_FINISHED,
+        at=ended_at,
+        owner=job.principal.name,
+        door=job.origin.door,
+        kernel_id=job.kernel_id,
+        job_id=job.id,
+        request_id=job.origin.request_id,
+        status=job.status.value,
+        reason=job.reason,
+        duration_s=round((ended_at - job.created_at).total_seconds(), 6),
+    )
 
 
 async def _ended(job: Job, within_s: float) -> None:

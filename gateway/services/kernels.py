@@ -142,20 +142,24 @@ class KernelService:
         }
         extra = {"spec": spec.name, **{kind: named for kind, named in names.items() if named}}
         with (
-            recorded(self._audit, AuditAction.KERNEL_CREATE, principal, kernel_id=wanted, extra=extra),
+            recorded(
+                self._audit, AuditAction.KERNEL_CREATE, principal, kernel_id=wanted, extra=extra
+            ) as learned,
             self._reserved(wanted, principal.name),
         ):
             self._quotas.start(principal.name)
-            async with self._turns.turn(principal.name):
-                handle = await self._host.start(
-                    kernel_id=wanted,
-                    owner=principal.name,
-                    spec=spec,
-                    env=checked,
-                    secrets=secrets,
-                    limits=granted,
-                    workspace=workspace,
-                )
+            handle = await self._host.start(
+                kernel_id=wanted,
+                owner=principal.name,
+                spec=spec,
+                env=checked,
+                secrets=secrets,
+                limits=granted,
+                turn=self._turns.turn(principal.name),
+                workspace=workspace,
+            )
+            if how := handle.model().start:
+                learned["start"] = how
             record = KernelRecord(
                 id=wanted,
                 owner=principal.name,
@@ -194,8 +198,7 @@ class KernelService:
         with recorded(self._audit, AuditAction.KERNEL_RESTART, principal, kernel_id=handle.id):
             self._quotas.start(handle.owner)
             await self._measure(handle)
-            async with self._turns.turn(handle.owner):
-                await handle.restart()
+            await handle.restart(self._turns.turn(handle.owner))
         return handle
 
     async def pause(self, principal: Principal, kernel_id: str) -> KernelHandle:

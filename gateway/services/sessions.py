@@ -14,9 +14,10 @@ from gateway.errors import BadRequest, GatewayError, Gone, LimitReached, NotFoun
 from gateway.models import AuditAction, AuditEvent, ExecutionState, Principal, Scope, SessionRecord
 from gateway.services.auditing import recorded
 from gateway.services.kernels import owns, require
+from gateway.services.session_book import SessionBook
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from gateway.ports import Audit, Clock, KernelHandle, Store
     from gateway.services.kernels import KernelService
@@ -40,7 +41,7 @@ class SessionService:
     def __init__(self, kernels: KernelService, store: Store, clock: Clock, audit: Audit) -> None:
         self._audit = audit
         self._kernels = kernels
-        self._store = store
+        self._book = SessionBook(store)
         self._clock = clock
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
@@ -69,13 +70,12 @@ class SessionService:
         self._audit.admit()
         owner = principal.name
         async with self._lock(owner, path):
-            mine = await self._store.sessions(owner)
-            old = next((record for record in mine if record.path == path), None)
+            old = await self._book.at(owner, path)
             bound = None if old is None else self._bound(old)
             if old is not None and bound is not None and bound.state is not ExecutionState.DEAD:
                 return old, bound
-            if old is None and len(mine) >= _MAX_SESSIONS:
-                await self._make_room(owner, mine)
+            if old is None:
+                await self._make_room(owner)
             async with self._kernel(owner, kernel_name, kernel_id, start) as handle:
                 record = SessionRecord(
                     id=str(uuid4()) if old is None else old.id,
@@ -97,20 +97,21 @@ class SessionService:
                     target=record.id,
                     extra={"path": path},
                 ):
-                    await self._store.put_session(record)
+                    await (self._book.add(record) if old is None else self._book.put(record))
             if bound is not None and bound.id != handle.id:
                 await self._end(owner, bound.id)
         return record, handle
 
     async def at(self, owner: str, path: str) -> Pair | None:
         """Return an owner's session at a path, if there is one whose kernel is there."""
-        for record in await self._store.sessions(owner):
-            if record.path == path:
-                handle = self._bound(record)
-                if handle is not None:
-                    return record, handle
-                await self._forget_gone(record)
-        return None
+        record = await self._book.at(owner, path)
+        if record is None:
+            return None
+        handle = self._bound(record)
+        if handle is None:
+            await self._forget_gone(record)
+            return None
+        return record, handle
 
     async def list(self, principal: Principal, *, type: str | None = None) -> list[Pair]:  # noqa: A002
         """Return the principal's sessions, or everybody's for an admin; forget those without a kernel.
@@ -122,7 +123,7 @@ class SessionService:
         require(principal, Scope.KERNELS)
         everybody = principal.has(Scope.ADMIN)
         pairs = []
-        for record in await self._store.sessions(None if everybody else principal.name):
+        for record in await self._book.all(None if everybody else principal.name):
             if record.type != type if type is not None else record.type == CONTEXT:
                 continue
             handle = self._bound(record)
@@ -138,7 +139,7 @@ class SessionService:
         Raises Forbidden, NotFound, StoreUnavailable.
         """
         require(principal, Scope.KERNELS)
-        record = await self._store.session(session_id)
+        record = await self._book.get(session_id)
         if record is None or not owns(principal, record.owner):
             raise _missing(session_id)
         return record
@@ -192,7 +193,7 @@ class SessionService:
                     target=record.id,
                     extra={field: str(value) for field, value in wanted.items() if value is not None},
                 ):
-                    await self._store.put_session(changed)
+                    await self._book.put(changed)
             if handle.id != record.kernel_id:
                 await self._end(record.owner, record.kernel_id)
         return changed, handle
@@ -208,7 +209,7 @@ class SessionService:
                 target=record.id,
             ):
                 ended = await self._end(record.owner, record.kernel_id)
-                await self._store.delete_session(record.id)
+                await self._book.delete(record.id)
         if not ended:
             raise Gone("The kernel of this session was gone before the session was deleted.")
 
@@ -258,16 +259,19 @@ class SessionService:
         return True
 
     async def _clear(self, owner: str, path: str) -> None:
-        for other in await self._store.sessions(owner):
-            if other.path == path and self._bound(other) is None:
-                await self._forget_gone(other)
+        other = await self._book.at(owner, path)
+        if other is not None and self._bound(other) is None:
+            await self._forget_gone(other)
 
-    async def _make_room(self, owner: str, mine: Sequence[SessionRecord]) -> None:
-        """Forget those sessions of an owner's whose kernels are gone. Raises LimitReached if all have one."""
+    async def _make_room(self, owner: str) -> None:
+        """See that an owner may have one more, by forgetting those without a kernel. Raises LimitReached."""
+        mine = await self._book.all(owner)
+        if len(mine) < _MAX_SESSIONS:
+            return
         for record in mine:
             if self._bound(record) is None:
                 await self._forget_gone(record)
-        count = len(await self._store.sessions(owner))
+        count = len(await self._book.all(owner))
         if count >= _MAX_SESSIONS:
             raise LimitReached(f"You have {count} sessions, as many as you may.", reason="max_sessions")
 
@@ -276,13 +280,13 @@ class SessionService:
         if lock.locked():
             return  # somebody is at work on it, perhaps giving it a new kernel
         async with lock:
-            current = await self._store.session(record.id)
+            current = await self._book.get(record.id)
             if current == record:
                 await self._forget(record)
 
     async def _forget(self, record: SessionRecord) -> None:
         """Forget a session whose kernel is gone: the gateway's own doing, whoever came across it."""
-        await self._store.delete_session(record.id)
+        await self._book.delete(record.id)
         self._audit.record(
             AuditEvent(
                 action=AuditAction.SESSION_DELETE,

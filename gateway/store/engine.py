@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from gateway.errors import ConfigurationError, Conflict, StoreUnavailable
+from gateway.store.database import BUSY, WAIT_S, Database, DriverDatabase, FileDatabase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# what a path stands for; the loop has no part in it
+FILE = "sqlite+pysqlite"
+
 _SQLITE_PRAGMAS = (
-    "PRAGMA busy_timeout=5000",  # first, so that the others wait for a second process too
+    BUSY.format(WAIT_S * 1000),  # first, so that the others wait for a second process too
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=NORMAL",
     "PRAGMA foreign_keys=ON",
@@ -40,7 +43,7 @@ def database_url(url_or_path: str | Path) -> sa.URL:
     """Return the URL that was given, or that of the SQLite file at a path."""
     text = str(url_or_path)
     if "://" not in text:
-        return sa.URL.create("sqlite+aiosqlite", database=text)
+        return sa.URL.create(FILE, database=text)
     try:
         url = sa.make_url(text)
     except SQLAlchemyError as error:
@@ -50,16 +53,28 @@ def database_url(url_or_path: str | Path) -> sa.URL:
     return url
 
 
-def make_engine(url: sa.URL) -> AsyncEngine:
-    """Return an engine that has not connected yet. Blocks: it imports the driver and looks at the disk."""
+def make_database(url: sa.URL) -> Database:
+    """Return a database that has not connected yet. Blocks: it imports the driver and looks at the disk."""
+    if url.drivername == FILE:
+        # a connection for each of its threads
+        engine = sa.create_engine(url, hide_parameters=True, pool_size=2, max_overflow=0)
+        _prepare_file(engine, url)
+        return FileDatabase(engine)
+    # slow to import, and needed for other databases only
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+
     try:
-        engine = create_async_engine(url, hide_parameters=True, pool_size=4, max_overflow=0)
+        driven = create_async_engine(url, hide_parameters=True, pool_size=4, max_overflow=0)
     except (SQLAlchemyError, ImportError) as error:
         raise ConfigurationError(f"The store's URL cannot be used: {error}.") from error
     if url.get_backend_name() == "sqlite":
-        sa.event.listen(engine.sync_engine, "connect", _set_pragmas)
-        _make_private(Path(url.database or ""))
-    return engine
+        _prepare_file(driven.sync_engine, url)
+    return DriverDatabase(driven)
+
+
+def _prepare_file(engine: sa.Engine, url: sa.URL) -> None:
+    sa.event.listen(engine, "connect", _set_pragmas)
+    _make_private(Path(url.database or ""))
 
 
 def _make_private(path: Path) -> None:

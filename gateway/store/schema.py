@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -140,3 +141,20 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     2: ("ALTER TABLE kernels ADD COLUMN secret_names JSON NOT NULL DEFAULT '[]'",),
     3: ("ALTER TABLE kernels ADD COLUMN workspace JSON",),
 }
+
+# What is done every day, made once: to build a statement costs more than to run it. WHICH is a row's id.
+WHICH = "which"
+_OWN_IDS = [table for table in metadata.sorted_tables if "id" in table.c]
+ADD: Mapping[sa.Table, sa.Insert] = {table: table.insert() for table in metadata.sorted_tables}
+ONE: Mapping[sa.Table, sa.Select[Any]] = {
+    table: sa.select(table).where(table.c.id == sa.bindparam(WHICH)) for table in _OWN_IDS
+}
+CHANGE: Mapping[sa.Table, sa.Update] = {
+    table: table.update().where(table.c.id == sa.bindparam(WHICH)) for table in _OWN_IDS
+}
+FORGET: Mapping[sa.Table, sa.Delete] = {
+    table: table.delete().where(table.c.id == sa.bindparam(WHICH)) for table in _OWN_IDS
+}
+SESSION_AT = sa.select(sessions).where(
+    (sessions.c.owner == sa.bindparam("owner")) & (sessions.c.path == sa.bindparam("path"))
+)

@@ -13,10 +13,16 @@ from gateway.errors import ConfigurationError, StoreUnavailable
 from gateway.models import AuditHead, AuditRecord, Frozen, KernelRecord, KeyRecord, SessionRecord, UsageDay
 from gateway.models.jobs import JobRecord, JobStatus
 from gateway.models.sandboxes import SandboxRecord
-from gateway.store.engine import database_url, failures, make_engine
+from gateway.store.engine import database_url, failures, make_database
 from gateway.store.schema import (
+    ADD,
+    CHANGE,
+    FORGET,
     MIGRATIONS,
+    ONE,
     SCHEMA_VERSION,
+    SESSION_AT,
+    WHICH,
     api_keys,
     audit,
     jobs,
@@ -29,13 +35,15 @@ from gateway.store.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import date, datetime
     from pathlib import Path
 
-    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+    from gateway.store.database import Database
 
 USAGE_KEPT_DAYS = 31
+# transactions at a time, those that wait for others among them
+MOST_RUNNING = 5000
 
 T = TypeVar("T")
 Record = TypeVar("Record", bound=Frozen)
@@ -47,10 +55,10 @@ class SqlStore:
     Several processes may have the same store open. Methods raise StoreUnavailable when it does not answer.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._closed = False
-        self._running: set[asyncio.Task[Any]] = set()
+        self._running: set[asyncio.Future[Any]] = set()
 
     @classmethod
     async def open(cls, url_or_path: str | Path) -> Self:
@@ -59,7 +67,7 @@ class SqlStore:
         Raises ConfigurationError when the URL is no good or another version of the program made the store,
         and StoreUnavailable when the database does not answer or its file cannot be made private.
         """
-        store = cls(await asyncio.to_thread(make_engine, database_url(url_or_path)))
+        store = cls(await asyncio.to_thread(make_database, database_url(url_or_path)))
         try:
             await store._prepare()
         except BaseException:
@@ -71,81 +79,90 @@ class SqlStore:
         """Make the tables that are missing, after a look at who made the store; bring an older one up."""
         first = sa.select(sa.literal(SCHEMA_VERSION)).where(~sa.exists(sa.select(schema.c.version)))
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(CreateTable(schema, if_not_exists=True))
-            await connection.execute(schema.insert().from_select(["version"], first))
-            version = (await connection.execute(sa.select(schema.c.version))).scalar_one()
+        def work(connection: sa.Connection) -> None:
+            connection.execute(CreateTable(schema, if_not_exists=True))
+            connection.execute(schema.insert().from_select(["version"], first))
+            version = connection.execute(sa.select(schema.c.version)).scalar_one()
             if version > SCHEMA_VERSION:
                 raise ConfigurationError(
                     f"The store has version {version} and this program knows versions up to {SCHEMA_VERSION}."
                 )
             for step in range(version + 1, SCHEMA_VERSION + 1):
                 for statement in MIGRATIONS[step]:
-                    await connection.execute(sa.text(statement))
-                await connection.execute(schema.update().values(version=step))
+                    connection.execute(sa.text(statement))
+                connection.execute(schema.update().values(version=step))
             for table in metadata.sorted_tables:
-                await connection.execute(CreateTable(table, if_not_exists=True))
+                connection.execute(CreateTable(table, if_not_exists=True))
                 for index in table.indexes:
-                    await connection.execute(CreateIndex(index, if_not_exists=True))
+                    connection.execute(CreateIndex(index, if_not_exists=True))
 
-        await self._run(work, "Two processes made the store at once; try again.")
+        await self._write(work, "Two processes made the store at once; try again.")
 
-    async def _run(
-        self, work: Callable[[AsyncConnection], Awaitable[T]], conflict: str = "The record is in use."
-    ) -> T:
+    async def _write(self, work: Callable[[sa.Connection], T], conflict: str = "The record is in use.") -> T:
         """Do some work in one transaction; its failures are Conflict, with this message, or StoreUnavailable.
 
-        A caller who is cancelled leaves at once, and the transaction still ends as a whole: the driver leaks
-        connections, and their locks, when it is cancelled itself.
+        A caller who is cancelled leaves at once, and the transaction still ends as a whole.
         """
+        return await self._done(self._database.write, work, conflict)
+
+    async def _done(
+        self,
+        begin: Callable[[Callable[[sa.Connection], T]], asyncio.Future[T]],
+        work: Callable[[sa.Connection], T],
+        conflict: str = "The record is in use.",
+    ) -> T:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
-        task = asyncio.create_task(self._transaction(work, conflict))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return await asyncio.shield(task)
-
-    async def _transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], conflict: str) -> T:
-        """Do some work between begin and commit."""
+        if len(self._running) >= MOST_RUNNING:
+            raise StoreUnavailable("The store is too slow: too much waits for it.")
+        running = begin(work)
+        self._running.add(running)
+        running.add_done_callback(self._running.discard)
         with failures(conflict):
-            async with self._engine.begin() as connection:
-                return await work(connection)
+            return await asyncio.shield(running)
 
-    async def _records(self, kind: type[Record], statement: sa.Select[Any]) -> list[Record]:
+    async def _records(
+        self, kind: type[Record], statement: sa.Select[Any], values: Mapping[str, Any] | None = None
+    ) -> list[Record]:
         """Return the rows of a query as records."""
 
-        async def work(connection: AsyncConnection) -> list[Record]:
-            rows = (await connection.execute(statement)).mappings()
+        def work(connection: sa.Connection) -> list[Record]:
+            rows = connection.execute(statement, values).mappings()
             return [kind.model_validate(dict(row)) for row in rows]
 
-        return await self._run(work)
+        return await self._done(self._database.read, work)
 
-    async def _change(self, statement: sa.UpdateBase, conflict: str = "The record is in use.") -> int:
+    async def _change(
+        self,
+        statement: sa.UpdateBase,
+        values: Mapping[str, Any] | None = None,
+        conflict: str = "The record is in use.",
+    ) -> int:
         """Write; return how many rows that concerned."""
 
-        async def work(connection: AsyncConnection) -> int:
-            return (await connection.execute(statement)).rowcount
+        def work(connection: sa.Connection) -> int:
+            return connection.execute(statement, values).rowcount
 
-        return await self._run(work, conflict)
+        return await self._write(work, conflict)
 
     async def _put(self, table: sa.Table, values: Mapping[str, Any], conflict: str) -> None:
         """Replace the row of that id, or add it: a portable upsert that writes, and so locks, first."""
-        update = table.update().where(table.c.id == values["id"]).values(values)
 
-        async def work(connection: AsyncConnection) -> None:
-            if (await connection.execute(update)).rowcount == 0:
-                await connection.execute(table.insert().values(values))
+        def work(connection: sa.Connection) -> None:
+            changed = connection.execute(CHANGE[table], {**values, WHICH: values["id"]})
+            if changed.rowcount == 0:
+                connection.execute(ADD[table], values)
 
-        await self._run(work, conflict)
+        await self._write(work, conflict)
 
     async def add_key(self, key: KeyRecord) -> None:
         """Keep a new API key. Raises Conflict when the id is taken."""
         values = key.model_dump() | {"scopes": sorted(key.scopes)}
-        await self._change(api_keys.insert().values(values), "There is a key of that id already.")
+        await self._change(ADD[api_keys], values, "There is a key of that id already.")
 
     async def key(self, key_id: str) -> KeyRecord | None:
         """Return a key by id, revoked and expired ones included."""
-        found = await self._records(KeyRecord, sa.select(api_keys).where(api_keys.c.id == key_id))
+        found = await self._records(KeyRecord, ONE[api_keys], {WHICH: key_id})
         return found[0] if found else None
 
     async def keys(self) -> list[KeyRecord]:
@@ -167,7 +184,7 @@ class SqlStore:
 
     async def delete_kernel(self, kernel_id: str) -> None:
         """Forget a kernel."""
-        await self._change(kernels.delete().where(kernels.c.id == kernel_id))
+        await self._change(FORGET[kernels], {WHICH: kernel_id})
 
     async def put_session(self, session: SessionRecord) -> None:
         """Keep or replace a session. Raises Conflict when its owner has another session at that path."""
@@ -175,7 +192,12 @@ class SqlStore:
 
     async def session(self, session_id: str) -> SessionRecord | None:
         """Return a session by id."""
-        found = await self._records(SessionRecord, sa.select(sessions).where(sessions.c.id == session_id))
+        found = await self._records(SessionRecord, ONE[sessions], {WHICH: session_id})
+        return found[0] if found else None
+
+    async def session_at(self, owner: str, path: str) -> SessionRecord | None:
+        """Return the session that an owner has at a path."""
+        found = await self._records(SessionRecord, SESSION_AT, {"owner": owner, "path": path})
         return found[0] if found else None
 
     async def sessions(self, owner: str | None = None) -> list[SessionRecord]:
@@ -187,7 +209,7 @@ class SqlStore:
 
     async def delete_session(self, session_id: str) -> None:
         """Forget a session."""
-        await self._change(sessions.delete().where(sessions.c.id == session_id))
+        await self._change(FORGET[sessions], {WHICH: session_id})
 
     async def audit_head(self) -> AuditHead:
         """Return the newest record of the audit trail's copy."""
@@ -203,10 +225,10 @@ class SqlStore:
             for record in records
         ]
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(audit.insert(), rows)
+        def work(connection: sa.Connection) -> None:
+            connection.execute(ADD[audit], rows)
 
-        await self._run(work, "A record of the audit trail is there already.")
+        await self._write(work, "A record of the audit trail is there already.")
 
     async def delete_audit(self, through: int) -> None:
         """Forget the copies of the records up to and including a number."""
@@ -220,31 +242,31 @@ class SqlStore:
         """Add to what is kept of principals' days, all or nothing; days long past are forgotten."""
         table = usage_days.c
 
-        async def work(connection: AsyncConnection) -> None:
+        def work(connection: sa.Connection) -> None:
             for used in usage:
                 more = {
                     "cpu_s": table.cpu_s + used.cpu_s,
                     "output_bytes": table.output_bytes + used.output_bytes,
                 }
                 same = (table.principal == used.principal) & (table.day == used.day)
-                if (await connection.execute(usage_days.update().where(same).values(more))).rowcount == 0:
-                    await connection.execute(usage_days.insert().values(used.model_dump()))
+                if connection.execute(usage_days.update().where(same).values(more)).rowcount == 0:
+                    connection.execute(ADD[usage_days], used.model_dump())
             oldest = max(used.day for used in usage) - timedelta(days=USAGE_KEPT_DAYS)
-            await connection.execute(usage_days.delete().where(table.day < oldest))
+            connection.execute(usage_days.delete().where(table.day < oldest))
 
-        await self._run(work)
+        await self._write(work)
 
     async def add_job(self, job: JobRecord) -> None:
         """Keep a new execution. Raises Conflict when its owner has used its idempotency key already."""
-        await self._change(jobs.insert().values(job.model_dump()), "The idempotency key is in use.")
+        await self._change(ADD[jobs], dict(job), "The idempotency key is in use.")
 
     async def put_job(self, job: JobRecord) -> None:
         """Keep what became of an execution, if it is still there."""
-        await self._change(jobs.update().where(jobs.c.id == job.id).values(job.model_dump()))
+        await self._change(CHANGE[jobs], {**dict(job), WHICH: job.id})
 
     async def job(self, job_id: str) -> JobRecord | None:
         """Return an execution by id."""
-        found = await self._records(JobRecord, sa.select(jobs).where(jobs.c.id == job_id))
+        found = await self._records(JobRecord, ONE[jobs], {WHICH: job_id})
         return found[0] if found else None
 
     async def job_by_key(self, owner: str, idempotency_key: str) -> JobRecord | None:
@@ -263,7 +285,7 @@ class SqlStore:
 
     async def delete_job(self, job_id: str) -> None:
         """Forget an execution."""
-        await self._change(jobs.delete().where(jobs.c.id == job_id))
+        await self._change(FORGET[jobs], {WHICH: job_id})
 
     async def lose_jobs(self, at: datetime) -> int:
         """Mark what was on its way as lost: its gateway is gone. Return how many that were."""
@@ -279,18 +301,18 @@ class SqlStore:
             .order_by(jobs.c.created_at.desc(), jobs.c.id)
         )
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(jobs.delete().where(ended & (jobs.c.expires_at <= now)))
+        def work(connection: sa.Connection) -> None:
+            connection.execute(jobs.delete().where(ended & (jobs.c.expires_at <= now)))
             total, gone = 0, []
-            rows = (await connection.execute(sizes)).all() if owner is not None else []
+            rows = connection.execute(sizes).all() if owner is not None else []
             for number, (job_id, size) in enumerate(rows, start=1):
                 total += size
                 if number > most or total > most_bytes:
                     gone.append(job_id)
             if gone:
-                await connection.execute(jobs.delete().where(jobs.c.id.in_(gone)))
+                connection.execute(jobs.delete().where(jobs.c.id.in_(gone)))
 
-        await self._run(work)
+        await self._write(work)
 
     async def put_sandbox(self, sandbox: SandboxRecord) -> None:
         """Keep or replace a sandbox's record."""
@@ -303,13 +325,13 @@ class SqlStore:
 
     async def delete_sandbox(self, sandbox_id: str) -> None:
         """Forget a sandbox; one that is not there is as good as forgotten."""
-        await self._change(sandboxes.delete().where(sandboxes.c.id == sandbox_id))
+        await self._change(FORGET[sandboxes], {WHICH: sandbox_id})
 
     async def close(self) -> None:
         """Let go of the store once what runs has ended; what is asked afterwards raises StoreUnavailable."""
         self._closed = True
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self._engine.dispose()
+        await self._database.close()
 
 
 def _oldest_first(table: sa.Table) -> sa.Select[Any]:

@@ -57,6 +57,8 @@ class ExecutionNotices:
 
     def ended(self, record: ExecutionRecord) -> None:
         """Take the record of an execution."""
+        if not self._notifier.listens:
+            return
         self._notifier.tell(
             Notice(
                 kind=NoticeKind.EXECUTION_FINISHED,

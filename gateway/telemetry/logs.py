@@ -20,6 +20,8 @@ REDACTED = "***"
 _DEPTH = 8
 _NAMES = r"(?:token|secret|passw(?:or)?d|key_hash|authorization|cookie|pepper)"
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
+# What every scrub below begins with: a text without any of it needs no closer look.
+_SUSPECT = re.compile(rf"cb_|{_NAMES}|bearer|basic", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _QUOTED = r""""(?:\\.|[^"\\\r\n])*"?|'(?:\\.|[^'\\\r\n])*'?"""
 _NAMED = rf"{_NAMES}[\w-]{{0,32}}"
@@ -43,8 +45,11 @@ _SCRUBS = tuple(
 
 def scrub_text(text: str) -> str:
     """Return a text without the secrets in it, and with control characters written out."""
-    for pattern, replacement in _SCRUBS:
-        text = pattern.sub(replacement, text)
+    if _SUSPECT.search(text):
+        for pattern, replacement in _SCRUBS:
+            text = pattern.sub(replacement, text)
+    if text.isprintable():
+        return text
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

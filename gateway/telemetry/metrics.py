@@ -22,7 +22,7 @@ MOST_LIMITS = 64
 
 _WORK_S = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300, 1800)
 _WAIT_S = (0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300)
-_START_S = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40)
+_START_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 40)
 
 
 class Metrics:
@@ -57,8 +57,16 @@ class Metrics:
         )
         self.kernel_starts = counter(
             "cellblock_kernel_starts",
-            "Kernels asked for, by kernelspec, outcome, and how: cold, or as a trial of readiness.",
+            "Kernels asked for, by kernelspec, outcome, and how: cold, warm, or as a trial of readiness.",
             ["spec", "outcome", "how"],
+        )
+        self.warm_kernels = gauge(
+            "cellblock_warm_kernels", "Kernels that are ready and nobody's yet, by kernelspec.", ["spec"]
+        )
+        self.warm_claims = counter(
+            "cellblock_warm_claims",
+            "Starts for which there is a pool, by outcome: warm, empty, unsuited, failed.",
+            ["spec", "outcome"],
         )
         self.kernel_start_seconds = histogram(
             "cellblock_kernel_start_seconds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -53,12 +54,14 @@ class Tool:
         """Tell whether a credential has all that the tool needs."""
         return all(principal.has(scope) for scope in self.scopes)
 
+    @cached_property
     def input_schema(self) -> Schema:
-        """Return the JSON Schema of what goes in."""
+        """The JSON Schema of what goes in, which nobody changes."""
         return input_schema(self.takes)
 
+    @cached_property
     def output_schema(self) -> Schema:
-        """Return the JSON Schema of what comes out."""
+        """The JSON Schema of what comes out, which nobody changes."""
         return output_schema(self.gives)
 
 

@@ -11,14 +11,17 @@ import pytest
 import zmq
 
 from benchmarks.outcome import Outcome, WrongOutcome
+from benchmarks.targets.cellblock import Cellblock
 from benchmarks.targets.jupyter_api import JupyterApi
 from benchmarks.wires.raw import Address, Raw
+from benchmarks.workloads.creation import first_reply
 from benchmarks.workloads.output import DISPLAYS
 from benchmarks.workloads.workload import SUM, TWO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from benchmarks.targets.target import Kernel
     from benchmarks.wires.wire import Wire
     from tests.gateway import Gateway
 
@@ -29,6 +32,8 @@ ROUNDS = 5
 # acknowledgements (40 ms), or work that grows with what was sent
 MOST_TRIP = 8.0
 MOST_OUTPUT = 12.0
+# a quiet machine shows some 0.04
+MOST_WARM = 0.5
 
 
 class Ways:
@@ -78,6 +83,14 @@ async def best(ways: Ways, code: str, expected: Outcome, times: int) -> dict[str
     return {name: min(values) for name, values in medians.items()}
 
 
+@contextlib.asynccontextmanager
+async def warm_target() -> AsyncIterator[Cellblock]:
+    """Give the benchmark's own gateway with a pool of two."""
+    with zmq.Context[zmq.Socket[bytes]]() as context:
+        async with Cellblock(context, pool=2) as target:
+            yield target
+
+
 async def test_a_round_trip_costs_a_few_times_raw_zmq(ways: Ways) -> None:
     """`1+1` through the gateway takes no more than some times of what it takes beside the gateway."""
     took = await best(ways, SUM, TWO, 30)
@@ -93,6 +106,22 @@ async def test_a_flood_of_displays_keeps_pace_and_loses_nothing(ways: Ways) -> N
     took = await best(ways, DISPLAYS.format(count=count), shown, 1)
 
     assert took["v1"] <= MOST_OUTPUT * took["raw"], took
+
+
+async def test_a_warm_start_is_much_faster_than_a_cold_one() -> None:
+    """From asking to the first reply, a kernel that was ready takes a part of a cold one's time."""
+    async with warm_target() as warm:
+        took: dict[str, list[float]] = {"warm": [], "cold": []}
+        await warm.ready()
+        for kernelspec, how in [("benchmark", "warm"), ("python3", "cold")] * 3:
+            warm.api.kernelspec = kernelspec
+            made: list[Kernel] = []
+            took[how].append(await first_reply(warm, made))
+            assert made[0].warm is (how == "warm")
+            await warm.delete(made[0])
+            await warm.ready()
+
+    assert min(took["warm"]) <= MOST_WARM * min(took["cold"]), took
 
 
 async def test_a_wrong_answer_gives_no_figure(ways: Ways) -> None:

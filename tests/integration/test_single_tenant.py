@@ -17,6 +17,7 @@ import pytest
 
 from tests.gateway import Client, Gateway, running
 from tests.integration.test_kernel_life import STUBBORN
+from tests.integration.test_warm_pool import ready
 from tests.lifecycle import cells, eventually, kernels, run_dirs, traces, until_state
 from tests.machine import processes_named
 
@@ -356,3 +357,19 @@ async def test_commands_run_beside_the_kernel(client: Client) -> None:
     assert processes_named("4714")
     await client.delete(kernel_id)
     assert await eventually(lambda: not processes_named("4714"))
+
+
+async def test_warm_kernels_have_their_owners_limits(user: pwd.struct_passwd) -> None:
+    """A warm kernel is given with lower limits and its variables, as far as an ordinary user can limit it."""
+    env = {"CELLBLOCK_KERNELS__POOLS": json.dumps({"python3": {"size": 1, "max_size": 1}})}
+    with running(state_dir=state_of(user, "warm"), user=user.pw_name, env=env) as gateway:
+        async with gateway.client("alice", "admin") as client:
+            await ready(client, 1)
+            body = {"limits": {"open_files": 90, "file_bytes": 2 << 20}, "env": {"KERNEL_X": "y"}}
+            model = await client.json("POST", "/api/kernels", body, status=201)
+            assert model["start"] == "warm"
+            code = (
+                "import os, resource as r\n"
+                "print(r.getrlimit(r.RLIMIT_NOFILE), r.getrlimit(r.RLIMIT_FSIZE), os.environ['KERNEL_X'])"
+            )
+            assert await client.out(model["id"], code) == f"(90, 90) ({2 << 20}, {2 << 20}) y\n"

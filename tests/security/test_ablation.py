@@ -18,7 +18,9 @@ import pytest
 
 from gateway.doctor import attacks, bait
 from gateway.models import ExecutionResult
+from gateway.sandbox import bootstep
 from gateway.sandbox.backend import CellPaths
+from gateway.sandbox.bootstep import BootStep
 from gateway.sandbox.daemon import run_dir
 from gateway.sandbox.firejail import BASE, Firejail
 from gateway.sandbox.profile import load_profile, shipped_dir
@@ -48,7 +50,7 @@ REFUSED = {
     "private-dev": "/dev in the cell is the host's own",
     "private=*": "home is not its own",
     "seccomp.keep=*": "the keep-list filter is not in force",
-    "whitelist=*/boot.py": "firejail ended",
+    "whitelist=*/boot.py*": "firejail ended",
     "whitelist=*/i": "The kernel ended while it started",
     "whitelist=/srv/*python*": "firejail ended",
 }
@@ -143,8 +145,7 @@ class Weakened:
         self.arena = arena
         self._stand_in = stand_in
         self.gateway: Gateway = arena.gateway
-        self._boot = run_dir(load(state_dir=self.gateway.state_dir)) / "boot.py"
-        self._whole = self._boot.read_text()
+        self._run_dir = run_dir(load(state_dir=self.gateway.state_dir))
 
     def without(self, option: str | None, *, landlock: bool = False) -> None:
         """Make the cells from now on without an option, and without Landlock."""
@@ -153,9 +154,9 @@ class Weakened:
             program = self._stand_in
         text = standins.PASSES_ON if option is None else standins.without(pattern(option))
         standins.install(program, text)
-        self._boot.chmod(0o644)
-        self._boot.write_text(self._whole if landlock else self._whole.replace(ABI, NO_ABI))
-        self._boot.chmod(0o444)
+        whole = bootstep.text()
+        assert ABI in whole
+        BootStep(self._run_dir).lay(whole if landlock else whole.replace(ABI, NO_ABI))
 
     async def tried(self, code: str | None = None, attack: str = "") -> str:
         """Run code or an attack in a fresh cell; return its breach, or nothing."""
@@ -204,7 +205,7 @@ def known(option: str) -> str:
         return option
     name, _, value = option.partition("=")
     if name == "whitelist":
-        return "whitelist=*/boot.py" if value.endswith("/boot.py") else "whitelist=*/i"
+        return "whitelist=*/boot.py*" if value.endswith("/boot.py") else "whitelist=*/i"
     return "blacklist=HOST" if name == "blacklist" else f"{name}=*"
 
 

@@ -28,7 +28,7 @@ from gateway.models import (
     UsageDay,
 )
 from gateway.models.jobs import JobRecord, JobStatus
-from gateway.store import SqlStore
+from gateway.store import SqlStore, database, sql
 from gateway.store.schema import SCHEMA_VERSION, metadata
 
 START = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -83,8 +83,9 @@ async def store(path):
 
 async def reopen_with(store: SqlStore, pragma: str) -> None:
     """Let the store's next connections obey one more pragma."""
-    sa.event.listen(store._engine.sync_engine, "connect", lambda connection, _: connection.execute(pragma))
-    await store._engine.dispose()
+    engine = store._database._engine
+    sa.event.listen(engine, "connect", lambda connection, _: connection.execute(pragma))
+    engine.dispose()
 
 
 async def test_keys(store):
@@ -147,6 +148,8 @@ async def test_sessions(store):
     assert [one.id for one in await store.sessions()] == ["s1", "s3", "s2"]
     assert [one.id for one in await store.sessions("bob")] == ["s2"]
     assert await store.sessions("nobody") == []
+    assert (await store.session_at("bob", a_session().path)).id == "s2"
+    assert await store.session_at("bob", "b") is None, "alice's"
 
     await store.put_session(a_session(name="renamed", path="c"))
     assert await store.session("s1") == a_session(name="renamed", path="c")
@@ -182,10 +185,11 @@ async def test_files_are_private(store, path):
 
 async def test_sqlite_is_set_up_on_every_connection(store):
     """Each connection writes ahead, waits for others, and checks foreign keys."""
-    async with store._engine.connect() as one, store._engine.connect() as two:
+    engine = store._database._engine
+    with engine.connect() as one, engine.connect() as two:
         for connection in (one, two):
             got = [
-                (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar()
+                connection.exec_driver_sql(f"PRAGMA {name}").scalar()
                 for name in ("journal_mode", "synchronous", "busy_timeout", "foreign_keys")
             ]
             assert got == ["wal", 1, 5000, 1]
@@ -340,6 +344,122 @@ async def test_locked_by_another(store, path):
     holder.rollback()
     holder.close()
     await store.put_kernel(a_kernel())
+
+
+async def test_who_waits_for_too_long_is_told(store, path, monkeypatch):
+    """Behind a write that takes too long no other is begun afterwards, and only so many wait at all."""
+    await reopen_with(store, "PRAGMA busy_timeout=300")
+    monkeypatch.setattr(database, "WAIT_S", 0.1)
+    monkeypatch.setattr(sql, "MOST_RUNNING", 3)
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN IMMEDIATE")
+
+    writes = [store.put_kernel(a_kernel(f"n{number}")) for number in range(4)]
+    failed = await asyncio.gather(*writes, return_exceptions=True)
+
+    holder.rollback()
+    holder.close()
+    assert all(isinstance(each, StoreUnavailable) for each in failed)
+    said = [each.message for each in failed]
+    assert "locked" in said[0]
+    assert [one.split(": ")[-1] for one in said[1:]] == [
+        *["this has waited for too long."] * 2,
+        "too much waits for it.",
+    ]
+    assert await store.kernels() == []
+    await store.put_kernel(a_kernel())
+
+
+async def test_who_waits_behind_others_does_not_wait_twice(store, path, monkeypatch):
+    """While another process keeps the file locked each write fails in its time, however many wait at once."""
+    monkeypatch.setattr(database, "WAIT_S", 1.0)
+    await reopen_with(store, "PRAGMA busy_timeout=1000")
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN IMMEDIATE")
+    loop = asyncio.get_running_loop()
+
+    async def failing(number: int) -> float:
+        await asyncio.sleep(number * 0.25)
+        asked = loop.time()
+        with pytest.raises(StoreUnavailable, match="locked"):
+            await store.put_kernel(a_kernel(f"n{number}"))
+        return loop.time() - asked
+
+    took = await asyncio.gather(*map(failing, range(3)))
+
+    assert max(took) < 1.5
+    holder.rollback()
+    holder.close()
+    await store.put_kernel(a_kernel())
+    # and the next waits as long as ever
+    with store._database._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 1000
+
+
+async def test_a_write_that_waits_does_not_hold_up_reads(store, path):
+    """While another process keeps the file locked, what was written before can still be read at once."""
+    await store.put_kernel(a_kernel())
+    holder = sqlite3.connect(path)
+    holder.execute("BEGIN IMMEDIATE")
+    waiting = asyncio.create_task(store.put_kernel(a_kernel("n2")))
+    await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(1):
+        assert await store.kernels() == [a_kernel()]
+
+    assert not waiting.done()
+    holder.rollback()
+    holder.close()
+    await waiting
+    assert len(await store.kernels()) == 2
+
+
+async def test_what_is_acknowledged_is_there_for_others(store, path):
+    """When a write has returned its record is in the file, for any other process and after any crash."""
+    other = sqlite3.connect(path)
+    for number in range(20):
+        await store.add_job(a_job(f"j{number}", idempotency_key=str(number)))
+        assert other.execute("SELECT count(*) FROM jobs").fetchone() == (number + 1,)
+        await store.put_job(a_job(f"j{number}", status="ok", idempotency_key=str(number)))
+        seen = other.execute("SELECT status FROM jobs WHERE id = ?", (f"j{number}",)).fetchone()
+        assert seen == ("ok",)
+    other.close()
+
+
+async def test_who_leaves_does_not_break_a_write(store):
+    """A caller that is cancelled leaves at once; what was begun is written as a whole, in its order."""
+    writes = [asyncio.create_task(store.put_kernel(a_kernel(env={"N": str(n)}))) for n in range(20)]
+    await asyncio.sleep(0)
+    for write in writes:
+        write.cancel()
+    gone = await asyncio.gather(*writes, return_exceptions=True)
+    assert all(isinstance(each, asyncio.CancelledError) for each in gone)
+
+    await store.delete_kernel("other")
+
+    assert await store.kernels() == [a_kernel(env={"N": "19"})]
+
+
+async def test_a_database_by_its_async_driver(path):
+    """What has a URL is used through its driver: the same records, the same failures, closed as well."""
+    store = await SqlStore.open(f"sqlite+aiosqlite:///{path}")
+    await store.put_kernel(a_kernel())
+    await store.put_session(a_session())
+    with pytest.raises(Conflict, match="that path"):
+        await store.put_session(a_session("s2"))
+    cancelled = asyncio.create_task(store.put_kernel(a_kernel("n2")))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.kernels()
+
+    again = await SqlStore.open(path)
+    assert await again.kernels() == [a_kernel(), a_kernel("n2")], "begun is done"
+    assert await again.session_at("alice", a_session().path) == a_session()
+    await again.close()
 
 
 async def test_damaged_file_is_refused_and_leaves_no_thread(path):

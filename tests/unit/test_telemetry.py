@@ -19,7 +19,7 @@ from gateway.errors import InsufficientStorage, NotFound
 from gateway.models import DeathReason, Limits
 from gateway.settings import LogSettings
 from gateway.store import SqlStore
-from gateway.telemetry import Metrics, configure_logging, scrub_text
+from gateway.telemetry import ExecutionNotices, Metrics, configure_logging, scrub_text
 from gateway.telemetry.metrics import MOST_LIMITS
 from tests.doubles import ManualClock, MemoryHost, MemoryKernel, kernelspec
 
@@ -206,11 +206,28 @@ async def test_debug_level_does_not_log_statements_parameters(stderr, tmp_path):
         ("next=%2Flab%3Ftoken%3Dabc", "next=%2Flab%3Ftoken%3D***"),
         ("sent Bearer abcdefgh to x", "sent Bearer *** to x"),
         ("a token is missing, basic things", "a token is missing, basic things"),
+        ("the key cb_0123456789ab_abc-def", "the key cb_0123456789ab_***"),
+        ("nothing here\x1b[2Jbut \x9b control", "nothing here\\x1b[2Jbut \\x9b control"),
     ],
 )
 def test_scrub_text(text, clean):
     """Every shape in which a secret comes along is known, and plain words stay."""
     assert clean == scrub_text(text)
+
+
+class Deaf:
+    """A `ports.events.Notifier` whom nobody has asked for anything."""
+
+    listens = False
+
+    def tell(self, event):
+        """Fail."""
+        raise AssertionError(event)
+
+
+def test_no_notice_is_made_for_nobody():
+    """Where there is no address, an execution's end makes no notice."""
+    ExecutionNotices(Deaf(), ManualClock()).ended(None)
 
 
 @pytest.mark.parametrize(

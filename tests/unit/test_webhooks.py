@@ -332,6 +332,8 @@ def test_a_secret_that_others_can_read_is_refused(secret_file, tmp_path):
 class Told:
     """Keeps notices: a `ports.events.Notifier`."""
 
+    listens = True
+
     def __init__(self) -> None:
         self.notices: list[Notice] = []
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from gateway.errors import AuditUnavailable, LimitReached
-from gateway.models import AuditOutcome
+from gateway.models import AuditOutcome, ExecutionState
 from gateway.origin import current
 
 
@@ -88,3 +90,23 @@ async def test_a_socket_ends_when_a_record_cannot_be_kept(door):
             assert "execute_reply" not in str(message.data)
 
     assert socket.close_code == 1011
+
+
+async def test_a_job_without_its_record_has_no_result(door):
+    """What a job's code gave is told to nobody, now or later, when the record of its end cannot be kept."""
+    kernel = await door.kernel()
+    asking = asyncio.create_task(
+        door.call("POST", "/api/executions", json={"code": "wait", "kernel_id": kernel.id})
+    )
+    async with asyncio.timeout(10):
+        while kernel.state is not ExecutionState.BUSY:
+            await asyncio.sleep(0.01)
+    [job] = await door.store.jobs("alice")
+    door.audit.failure = AuditUnavailable("The disk is full.")
+    await kernel.interrupt()
+
+    status, body, _ = await asking
+    assert (status, body["code"]) == (503, "audit_unavailable")
+    status, later, _ = await door.call("GET", f"/api/executions/{job.id}")
+    assert (status, later["status"], later["result"]) == (200, "failed", None)
+    assert later["failure"]["code"] == "audit_unavailable"

@@ -70,6 +70,7 @@ async def kernel(clock: SteppedClock, tmp_path: Path) -> AsyncIterator[LocalKern
         workspace=None,
         created_at=clock.now(),
         wiring=wiring,
+        pool=None,
         clock=clock,
         metrics=Metrics(),
         max_pending=10,

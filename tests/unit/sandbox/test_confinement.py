@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.errors import SandboxUnavailable
-from gateway.sandbox import boot
+from gateway.sandbox import boot, sealing
 from gateway.sandbox.confinement import CAPABILITIES, NAMESPACES, absent_filters, prove, shared_namespaces
 
 if TYPE_CHECKING:
@@ -108,5 +108,5 @@ def test_each_filter_counts(name: str, answer: int | None) -> None:
 
 def test_calls_reach_the_kernel_where_nothing_filters() -> None:
     """The boot step's forbidden calls do nothing here and give the kernel's own errors."""
-    assert boot.filtered() == {"keep-list": errno.ENOSYS, "namespaces": errno.EINVAL, "protocol": 0}
-    assert absent_filters(boot.filtered()) == list(FILTERED)
+    assert sealing.filtered() == {"keep-list": errno.ENOSYS, "namespaces": errno.EINVAL, "protocol": 0}
+    assert absent_filters(sealing.filtered()) == list(FILTERED)

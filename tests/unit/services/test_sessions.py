@@ -477,3 +477,30 @@ async def test_store_that_does_not_answer(sessions, host, store):
         await create(sessions)
 
     assert host.kernels == {}
+
+
+async def test_what_was_looked_up_is_not_told_after_its_end(sessions):
+    """A session that was found by its path is found no more once it is deleted, nor ever by another owner."""
+    record, handle = await create(sessions)
+    for _ in range(2):
+        assert await sessions.at("alice", "a.ipynb") == (record, handle)
+        assert await sessions.at("bob", "a.ipynb") is None
+
+    await sessions.delete(ALICE, record.id)
+
+    assert await sessions.at("alice", "a.ipynb") is None
+    again, other = await create(sessions)
+    assert (again.id != record.id, other.id != handle.id) == (True, True)
+    assert await sessions.at("alice", "a.ipynb") == (again, other)
+
+
+async def test_what_was_looked_up_follows_its_changes(sessions):
+    """After a move and a change of kernel a session is found where it is, with the kernel that it has."""
+    record, handle = await create(sessions)
+    await sessions.at("alice", "a.ipynb")
+
+    moved, bound = await sessions.update(ALICE, record.id, path="b.ipynb", kernel_name="bash")
+
+    assert bound.id != handle.id
+    assert await sessions.at("alice", "a.ipynb") is None
+    assert await sessions.at("alice", "b.ipynb") == (moved, bound)
