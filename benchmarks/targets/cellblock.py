@@ -59,6 +59,7 @@ extends = "default"
 [limits]
 relay_bytes = {1 << 30}
 output_bytes = {128 << 20}
+cpus = {os.cpu_count()}
 """
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 BYTES_PER_S, BURST_BYTES = 12 << 20, 32 << 20
 # what a second of work on its messages counts, so that many small ones take 2/5 of the time in the long run
 BYTES_PER_WORKED_S = BYTES_PER_S * 5 // 2
-
+# how much faster a kernel is read while no other is at work: as fast as it goes, nearly, a slice at a time
+ALONE = 16
 
 # while others are at work, so many messages are taken of one kernel in a second, after so many at once: more
 # are of no use to who looks on, and to make them takes the machine away from the others
@@ -26,12 +27,15 @@ class Company:
         self._who: Pace | None = None
         self._at = self._other_at = -math.inf
 
-    def came(self, who: Pace, now: float) -> bool:
-        """Take note of a kernel that has brought something, and tell whether another has, lately."""
+    def came(self, who: Pace, now: float) -> None:
+        """Take note of a kernel that has brought something."""
         if who is not self._who:
             self._who, self._other_at = who, self._at
         self._at = now
-        return now - self._other_at < LATELY_S
+
+    def beside(self, who: Pace, now: float) -> bool:
+        """Tell whether another kernel than this has brought something lately."""
+        return now - (self._other_at if who is self._who else self._at) < LATELY_S
 
 
 class Pace:
@@ -57,14 +61,18 @@ class Pace:
         """Take note of what came, and return for how many seconds nothing more is to be read."""
         now = self._clock()
         passed, self._at = now - self._at, now
-        rate = BYTES_PER_S * self._share
+        company = self._company
+        if company is not None and messages:
+            company.came(self, now)
+        beside = company is None or company.beside(self, now)
+        rate = BYTES_PER_S * self._share * (1 if beside else ALONE)
         self._level = max(0.0, self._level - passed * rate) + cost
         wait_s = max(0.0, self._level - BURST_BYTES * self._share) / rate
-        if self._company is None or not messages:
+        if company is None or not messages:
             return wait_s
         # what was brought alone is not held against it for longer than a burst
         left = min(max(0.0, self._messages - passed * MESSAGES_PER_S), BURST_MESSAGES)
         self._messages = left + messages
-        if not self._company.came(self, now):
+        if not beside:
             return wait_s
         return max(wait_s, (self._messages - BURST_MESSAGES) / MESSAGES_PER_S)

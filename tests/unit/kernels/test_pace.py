@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.kernels.pace import (
+    ALONE,
     BURST_BYTES,
     BURST_MESSAGES,
     BYTES_PER_S,
@@ -50,6 +51,16 @@ def test_who_is_alone_may_bring_any_number_of_messages() -> None:
     for _ in range(100):
         pair.now += 0.1
         assert pair.flooding.spend(10_000, MESSAGES_PER_S) == 0
+
+
+def test_who_is_alone_is_read_faster() -> None:
+    """A burst is followed by a higher rate while no other is at work, by the usual one as soon as one is."""
+    pair = Pair()
+    assert pair.flooding.spend(BURST_BYTES) == 0
+    assert pair.flooding.spend(BYTES_PER_S) == pytest.approx(1.0 / ALONE)
+    pair.now += 1.0 / ALONE
+    pair.other.spend(100, 1)
+    assert pair.flooding.spend(BYTES_PER_S) > 0.9
 
 
 def test_in_company_messages_have_a_rate() -> None:
