@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import struct
 import sys
@@ -54,7 +53,7 @@ def _size(mime: str, value: Any) -> str:
         return ""
     try:
         head = base64.b64decode("".join(value[:64].split())[:32], validate=True)
-    except binascii.Error:
+    except ValueError:
         return ""
     if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 24:
         width, height = struct.unpack(">II", head[16:24])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import signal
 from typing import Self
@@ -60,7 +59,8 @@ class ProcessInput(Model):
             return self.text.encode("utf-8", "replace")
         try:
             return base64.b64decode(self.data or "", validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
+            # of what is not ASCII it is no binascii.Error
             raise BadRequest("The field data is no base64.", reason="data") from error
 
 

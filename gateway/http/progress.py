@@ -48,8 +48,10 @@ class Progress:
         """
         self._together += 1
         ends = self._ends(message)
+        # told of a restart, a page connects anew at once, and would be told again
+        own = message.authored and message.msg_type == "status"
         if message.size <= SMALL_BYTES and (
-            ends or missed or self._together >= TOGETHER or (last and self._is_quiet())
+            ends or own or missed or self._together >= TOGETHER or (last and self._is_quiet())
         ):
             self._ask(message.offset)
 

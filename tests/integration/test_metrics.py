@@ -70,6 +70,7 @@ async def scene() -> AsyncIterator[Scene]:
             "CELLBLOCK_WEBHOOKS": json.dumps([webhook]),
             "CELLBLOCK_QUOTAS__PRINCIPALS": '{"alice": {"sockets": 1}}',
             "CELLBLOCK_SERVER__DRAIN_S": "1",
+            "CELLBLOCK_KERNELS__POOLS": '{"bash": {"size": 0, "max_size": 1}}',
         }
         gateway = Gateway("--no-keep", env=env, state_dir=place)
         # as the gateway's user must be able to read it, and nobody else
@@ -158,6 +159,11 @@ async def a_hog(scene: Scene) -> None:
 async def a_second_kernel(scene: Scene) -> None:
     """Start a kernel, which stays."""
     await scene.alice.start()
+
+
+async def a_kernel_with_a_pool(scene: Scene) -> None:
+    """Ask for a kernel for which none is ready yet, but soon another."""
+    await scene.alice.start("bash")
 
 
 async def a_socket(scene: Scene) -> None:
@@ -257,6 +263,8 @@ CASES = (
     Case('cellblock_kernel_starts_total{how="cold",outcome="ok",spec="python3"}', a_second_kernel),
     Case('cellblock_kernel_starts_total{how="trial",outcome="ok",spec="python3"}', a_trial),
     Case("cellblock_kernel_start_seconds_count", a_second_kernel),
+    Case('cellblock_warm_claims_total{outcome="empty",spec="bash"}', a_kernel_with_a_pool),
+    Case('cellblock_warm_kernels{spec="bash"}', a_kernel_with_a_pool),
     Case('cellblock_kernel_deaths_total{reason="crashed"}', a_death),
     Case('cellblock_kernel_deaths_total{reason="oom"}', a_hog),
     Case("cellblock_kernels", a_second_kernel),

@@ -20,6 +20,7 @@ from gateway.models import Message
 from gateway.protocol.messages import content, make
 from tests.conftest import ROOM
 from tests.gateway import Channels, Client, complete, running, text_of
+from tests.integration.test_kernel_life import STUBBORN
 from tests.machine import PROC
 
 if TYPE_CHECKING:
@@ -519,3 +520,20 @@ async def test_pings_of_the_clients_own_are_answered(client: Client, kernel: str
         said = await channels.until_done(await channels.execute("print(2)"))
 
     assert text_of(said) == "2\n"
+
+
+async def test_a_restart_is_told_once(client: Client) -> None:
+    """A page that connects anew because it was told of a restart is not told of that restart again."""
+    kernel = await client.start()
+    restarting = b'"restarting"'
+    async with client.channels(kernel, session_id="page") as channels:
+        await channels.execute(STUBBORN, timeout_s=0.5)
+        while restarting not in (await channels.until("status")).content:
+            pass
+    told = []
+    async with client.channels(kernel, session_id="page") as channels:
+        # the restarted kernel's own
+        while b'"idle"' not in (message := await channels.until("status")).content:
+            told.append(message.content)
+    assert not [content for content in told if restarting in content]
+    await client.delete(kernel)

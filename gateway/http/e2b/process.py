@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import signal
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,7 +75,7 @@ class Input(Body):
             raise NotOffered("Terminals are not offered here.", reason="pty")
         try:
             return base64.b64decode(self.stdin, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise BadRequest("The input is not base64.", reason="input") from error
 
 
