@@ -156,7 +156,7 @@ class Cells:
 
         notebook.ends(0, 60)
         # the page shows the last of it a little later
-        notebook.shows(0, place.cut, 15)
+        until(lambda: any(mark in notebook.output(0) for mark in place.cuts), say=notebook.state)
         assert len(notebook.output(0)) < 20 << 20
         assert notebook.done(1) == "alive\n"
 

@@ -28,10 +28,14 @@ if TYPE_CHECKING:
     from tests.browser.scenarios import Shown
 
 
+# the Jupyter server's own bound, which holds our mark back, too, while it is passed
+JUPYTERS = "IOPub data rate exceeded"
+
+
 class Place(ABC):
     """A browser, and what its pages have their kernels from: where scenarios are played."""
 
-    cut = "[cellblock] "  # how a mark begins where output was cut
+    cuts: tuple[str, ...] = ("[cellblock] ",)  # how a mark begins where output was cut
     # for how long the page is without a network; of any such time, JupyterLab makes 10 to 30 s of its own
     away_s = 0.0
     may_lose = 0  # messages that are lost with the page's connection
@@ -86,6 +90,7 @@ class LabPlace(Place):
     """A JupyterLab, whose server loses what it writes before it notices that the page is gone."""
 
     may_lose = 3
+    cuts = (*Place.cuts, JUPYTERS)
 
     def __init__(self, lab: Lab, driver: Chrome, page: Wire, **rest: Any) -> None:
         super().__init__(driver, page, **rest)
@@ -106,7 +111,7 @@ class LabPlace(Place):
 class LocalPlace(LabPlace):
     """A JupyterLab that has its cells without a gateway."""
 
-    cut = "IOPub data rate exceeded"  # the Jupyter server's own bound
+    cuts = (JUPYTERS,)
 
     def kernel_pids(self) -> list[int]:
         """List the kernels below JupyterLab's server."""
