@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -220,8 +220,7 @@ class LocalKernelHost:
 
     async def close(self, *, keep: bool) -> None:
         """Leave the kernels to the next gateway, or end them all and the warden; nobody's end either way."""
-        with suppress(GatewayError):
-            await self._pool.close()
+        await self._pool.close()
         kernels, self._kernels = self.all(), {}
         if keep:
             await asyncio.gather(*(kernel.leave() for kernel in kernels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -402,14 +402,11 @@ class LocalKernel:
         running = await RunningCell.launch(self._wiring, order, self._listener, self._clock)
         self._running = running
         try:
-            self._check_open()
-            await running.ready()
-        except BaseException as error:
+            async with running.or_end(secret.get_secret_value() for secret in self._secrets.values()):
+                self._check_open()
+                await running.ready()
+        except BaseException:
             self._running = None
-            ending = await running.end()
-            if isinstance(error, KernelStartFailed) and ending.stderr:
-                secrets = [secret.get_secret_value() for secret in self._secrets.values()]
-                error.message += f" It said: {hidden(ending.stderr, secrets)[-500:]}"
             raise
         return running
 
@@ -656,13 +653,6 @@ class LocalKernel:
         for task in mine:
             task.cancel()
         await asyncio.gather(*mine, return_exceptions=True)
-
-
-def hidden(text: str, secrets: Iterable[str]) -> str:
-    """Return what a kernel said without the secrets that it was given."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
 
 
 def reason_of(ending: Ending) -> DeathReason:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import structlog
 
-from gateway.errors import Conflict, GatewayError, KernelStartFailed, UnknownKernelSpec
+from gateway.errors import Conflict, GatewayError, UnknownKernelSpec
 from gateway.kernels.running import Listener, RunningCell, Wiring
 from gateway.kernels.shelf import Shelf, WarmCell
 from gateway.kernels.toolcalls import Desks
@@ -70,15 +70,19 @@ class WarmPool:
 
         `secrets` are the names of those variables of the order's which are secrets.
         """
-        shelf = self._shelves.get(spec.name)
-        if shelf is None:
+        if self._room() < 0:
+            # somebody's kernels come first
+            for each in self._shelves.values():
+                each.wake()
+        shelf, profile = self._shelves.get(spec.name), self._profiles.get(spec.profile)
+        if shelf is None or profile is None:
             return None
         shelf.ask()
         outcome, running = "empty", None
-        if not served_warm(spec, order, secrets, self._profiles[spec.profile]):
+        if not served_warm(spec, order, secrets, profile):
             outcome = "unsuited"
-        elif cell := shelf.take():
-            running = await self._given(shelf, cell, spec, order, listener)
+        elif cell := shelf.take(spec):
+            running = await self._given(shelf, cell, order, listener)
             outcome = "failed" if running is None else "warm"
         self._metrics.warm_claims.labels(spec.name, outcome).inc()
         return running
@@ -88,20 +92,18 @@ class WarmPool:
         await asyncio.gather(*(shelf.close() for shelf in self._shelves.values()))
 
     async def _given(
-        self, shelf: Shelf, cell: WarmCell, spec: KernelSpec, order: LaunchOrder, listener: Listener
+        self, shelf: Shelf, cell: WarmCell, order: LaunchOrder, listener: Listener
     ) -> RunningCell | None:
         running = cell.running
         try:
-            if cell.spec != spec:
-                raise KernelStartFailed("The kernelspec has changed.", reason="changed")  # noqa: TRY301
-            await running.claim(order, told(spec, order), listener)
-        except Conflict as error:
-            shelf.put_back(cell)
-            log.info("a warm kernel does not suit", kernelspec=spec.name, error=error.message)
-            return None
+            await running.claim(order, told(cell.spec, order), listener)
         except GatewayError as error:
-            await running.end()
-            log.warning("a warm kernel was of no use", kernelspec=spec.name, error=error.message)
+            log.warning("a warm kernel was not given", kernelspec=cell.spec.name, error=error.message)
+            if isinstance(error, Conflict) and error.reason == "limits":
+                # nothing about it has changed
+                shelf.put_back(cell)
+            else:
+                await running.end()
             return None
         except BaseException:
             await running.end()
@@ -114,17 +116,18 @@ class WarmPool:
 
     async def _make(self, name: str) -> WarmCell:
         """Start a kernel for nobody. Raises GatewayError."""
-        shelf, spec = self._shelves[name], (await self._specs()).get(name)
-        if spec is None or spec.profile not in self._profiles:
+        spec = (await self._specs()).get(name)
+        profile = self._profiles.get(spec.profile) if spec else None
+        if spec is None or profile is None:
             raise UnknownKernelSpec(f"There is no kernelspec {name!r} to keep warm.")
-        limits = self._profiles[spec.profile].limits
+        shelf = self._shelves[name]
         order = LaunchOrder(
             kernel_id=str(uuid4()),
             profile=spec.profile,
             argv=spec.argv,
             environment=spec.environment,
             env=dict(spec.env),
-            limits=limits,
+            limits=profile.limits,
             pooled=True,
             preload=shelf.settings.preload,
         )
@@ -136,16 +139,11 @@ class WarmPool:
             desks=Desks(),
         )
         running = await RunningCell.launch(self._wiring, order, listener, self._clock)
-        try:
+        async with running.or_end():
             await running.ready()
             if rehearsal := REHEARSALS.get(spec.language):
                 await running.rehearse(rehearsal)
-        except BaseException as error:
-            ending = await running.end()
-            if isinstance(error, KernelStartFailed) and ending.stderr:
-                error.message += f" It said: {ending.stderr[-500:]}"
-            raise
-        return WarmCell(running, spec, limits)
+        return WarmCell(running, spec)
 
 
 def told(spec: KernelSpec, order: LaunchOrder) -> dict[str, str]:

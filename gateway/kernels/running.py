@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ from gateway.sandbox.wire import CellFacts, Ending, LaunchOrder
 from gateway.settings import ProcessesSettings
 
 POLL_S = 0.005
+# own questions whose late answers are known as such
+MOST_ASKED = 128
 # how long a kernel's end takes to be noticed at most
 NOTICE_S = 0.5
 # how long a kernel without connections has to end by itself
@@ -108,7 +111,7 @@ class RunningCell:
         self._loop = asyncio.get_running_loop()
         self._exited = asyncio.Event()
         self._heard: set[str] = set()
-        self._asked: set[str] = set()
+        self._asked: deque[str] = deque(maxlen=MOST_ASKED)
         self._awaited: dict[str, asyncio.Future[Message]] = {}
         self._news = asyncio.Event()
         self._loop.add_reader(pidfd, self._exit)
@@ -162,6 +165,17 @@ class RunningCell:
         if said.msg_type != CLAIM.replace("request", "reply"):
             raise KernelStartFailed("The kernel did not take its environment.", reason="claim")
 
+    @contextlib.asynccontextmanager
+    async def or_end(self, secrets: Iterable[str] = ()) -> AsyncIterator[None]:
+        """Have the cell ended where the body fails, and what its kernel said told, without the secrets."""
+        try:
+            yield
+        except BaseException as error:
+            ending = await self.end()
+            if isinstance(error, KernelStartFailed) and ending.stderr:
+                error.message += f" It said: {hidden(ending.stderr, secrets)[-500:]}"
+            raise
+
     async def rehearse(self, code: str) -> None:
         """Run code that leaves nothing: the first of all takes a kernel longer. Raises KernelStartFailed."""
         content = {"code": code, "silent": False, "store_history": False, "user_expressions": {}}
@@ -177,7 +191,7 @@ class RunningCell:
         """Return the kernel's reply to a question of our own. Raises KernelStartFailed when none comes."""
         self._check_alive()
         request = make(channel, msg_type, content, parent=None, session=self._wiring.session)
-        self._asked.add(request.msg_id)
+        self._asked.append(request.msg_id)
         reply: asyncio.Future[Message] = self._loop.create_future()
         self._awaited[request.msg_id] = reply
         try:
@@ -325,7 +339,7 @@ class RunningCell:
 
     def _ask(self) -> None:
         request = make("shell", "kernel_info_request", {}, parent=None, session=self._wiring.session)
-        self._asked.add(request.msg_id)
+        self._asked.append(request.msg_id)
         self.send(request)
 
     def _hear(self, message: Message) -> None:
@@ -352,3 +366,10 @@ class RunningCell:
         self._exited.set()
         self._news.set()
         self._listener.on_exit(self)
+
+
+def hidden(text: str, secrets: Iterable[str]) -> str:
+    """Return what a kernel said without the secrets that it was given."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text

@@ -12,7 +12,7 @@ import structlog
 
 from gateway.errors import GatewayError
 from gateway.kernels.running import RunningCell
-from gateway.models import KernelSpec, Limits
+from gateway.models import KernelSpec
 from gateway.ports import Clock
 from gateway.settings import PoolSettings
 
@@ -31,7 +31,6 @@ class WarmCell:
 
     running: RunningCell
     spec: KernelSpec
-    limits: Limits
 
 
 class Shelf:
@@ -81,9 +80,21 @@ class Shelf:
         self._asked.append(self._asked_at)
         self._changed.set()
 
-    def take(self) -> WarmCell | None:
-        """Return the oldest of the kernels, which is the caller's from now on; None when there is none."""
-        return self._ready.popleft() if self._ready else None
+    def wake(self) -> None:
+        """Have it looked at soon: there may be too many kernels."""
+        self._changed.set()
+
+    def take(self, spec: KernelSpec) -> WarmCell | None:
+        """Return the oldest of the kernels, which is the caller's from now on; None when there is none.
+
+        Those that were started from what the kernelspec was before are of no use.
+        """
+        while self._ready:
+            cell = self._ready.popleft()
+            if cell.spec == spec:
+                return cell
+            self._useless.append(cell)
+        return None
 
     def put_back(self, cell: WarmCell) -> None:
         """Take back a kernel that was taken and is still nobody's."""
@@ -107,8 +118,9 @@ class Shelf:
             self._changed.clear()
             try:
                 await self.tend()
-            except GatewayError as error:
-                log.warning("no warm kernel", kernelspec=self._name, error=error.message, again_s=again_s)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and starts are cold meanwhile
+                said = error.message if isinstance(error, GatewayError) else repr(error)
+                log.warning("no warm kernel", kernelspec=self._name, error=said, again_s=again_s)
                 await asyncio.sleep(again_s)
                 again_s = min(2 * again_s, AGAIN_AT_MOST_S)
                 continue
@@ -127,7 +139,10 @@ class Shelf:
         while self._ready and (len(self._ready) > self.wanted or self._room() < 0):
             self._useless.append(self._ready.popleft())
         while self._useless:
-            await self._useless.pop().running.end()
+            # it is here until it is ended, should this be cancelled
+            useless = self._useless[0]
+            await useless.running.end()
+            self._useless.remove(useless)
         if self._short:
             await self._quiet()
             self._ready.append(await self._make())

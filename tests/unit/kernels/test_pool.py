@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 
 from gateway.errors import Conflict, GatewayError, SandboxUnavailable
 from gateway.kernels.pool import WarmPool, served_warm, told
-from gateway.kernels.running import wire
+from gateway.kernels.running import Wiring, wire
 from gateway.kernels.shelf import WarmCell
 from gateway.models import KernelSpec, Limits
 from gateway.sandbox.link import WardenLink
@@ -110,20 +113,44 @@ class Running:
         self.ended += 1
 
 
+@pytest.fixture
+def wiring(tmp_path: Path) -> Iterator[Wiring]:
+    """The wiring of a gateway whose warden is not there."""
+    link = WardenLink(tmp_path / "none", keep_s=0)
+    bounds = {"session": "s", "kernels": 1, "max_message_bytes": 1 << 20, "ready_timeout_s": 1}
+    wiring = wire(link, on_dropped=lambda *_: None, **bounds)  # type: ignore[arg-type]
+    yield wiring
+    wiring.context.destroy(linger=0)
+
+
+def make_pool(profile: SandboxProfile, wiring: Wiring, metrics: Metrics, **settings: Any) -> WarmPool:
+    """Return a pool for python3, of which nothing is made."""
+    return WarmPool(
+        specs=lambda: pytest.fail("nothing is made here"),
+        profiles={"default": profile},
+        wiring=wiring,
+        clock=ManualClock(),
+        metrics=metrics,
+        settings=KernelsSettings(pools={"python3": PoolSettings()}, **settings),
+    )
+
+
 @pytest.mark.parametrize(
     ("failure", "spec", "outcome", "ended", "left"),
     [
         (None, SPEC, "warm", 0, 0),
         # it is as it was, and somebody else's perhaps
         (Conflict("Too low.", reason="limits"), SPEC, "failed", 0, 1),
+        (Conflict("It is somebody's.", reason="claimed"), SPEC, "failed", 1, 0),
         (SandboxUnavailable("No.", reason="limits_refused"), SPEC, "failed", 1, 0),
-        (None, SPEC.model_copy(update={"display_name": "changed"}), "failed", 1, 0),
+        # of no use to anybody: ended when there is time
+        (None, SPEC.model_copy(update={"display_name": "changed"}), "empty", 0, 0),
     ],
 )
 async def test_what_becomes_of_a_claim(
     *,
     profile: SandboxProfile,
-    tmp_path: Path,
+    wiring: Wiring,
     failure: GatewayError | None,
     spec: KernelSpec,
     outcome: str,
@@ -131,20 +158,11 @@ async def test_what_becomes_of_a_claim(
     left: int,
 ) -> None:
     """It is given; or a start is cold, and the cell is ended unless it is as good as before."""
-    metrics, link = Metrics(), WardenLink(tmp_path / "none", keep_s=0)
-    bounds = {"session": "s", "kernels": 1, "max_message_bytes": 1 << 20, "ready_timeout_s": 1}
-    wiring = wire(link, on_dropped=lambda *_: None, **bounds)  # type: ignore[arg-type]
-    pool = WarmPool(
-        specs=lambda: pytest.fail("nothing is made here"),
-        profiles={"default": profile},
-        wiring=wiring,
-        clock=ManualClock(),
-        metrics=metrics,
-        settings=KernelsSettings(pools={"python3": PoolSettings()}),
-    )
+    metrics = Metrics()
+    pool = make_pool(profile, wiring, metrics)
     running = Running(failure)
     [shelf] = pool._shelves.values()
-    shelf.put_back(WarmCell(running, SPEC, Limits()))  # type: ignore[arg-type]
+    shelf.put_back(WarmCell(running, SPEC))  # type: ignore[arg-type]
     wanted = order(env={"KERNEL_X": "1"})
 
     given = await pool.claim(spec, wanted, None, secrets=())  # type: ignore[arg-type]
@@ -153,4 +171,24 @@ async def test_what_becomes_of_a_claim(
     assert running.claims == ([] if spec is not SPEC else [{"KERNEL_X": "1"}])
     assert f'outcome="{outcome}"' in metrics.render().decode()
     assert await pool.claim(SPEC.model_copy(update={"name": "other"}), wanted, None, secrets=()) is None  # type: ignore[arg-type]
-    wiring.context.destroy(linger=0)
+
+
+async def test_pools_give_way_to_any_start(profile: SandboxProfile, wiring: Wiring) -> None:
+    """When somebody's kernels fill the gateway, of another kernelspec even, warm ones are ended at once."""
+    pool = make_pool(profile, wiring, Metrics(), max_kernels=2)
+    running, occupied = Running(None), 1
+    [shelf] = pool._shelves.values()
+    shelf.put_back(WarmCell(running, SPEC))  # type: ignore[arg-type]
+    task = asyncio.create_task(pool.run(lambda: occupied))
+    await asyncio.sleep(0.05)
+    assert running.ended == 0
+
+    occupied = 2
+    other = SPEC.model_copy(update={"name": "other"})
+    assert await pool.claim(other, order(), None, secrets=()) is None  # type: ignore[arg-type]
+    async with asyncio.timeout(2):
+        while not running.ended:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -13,7 +13,6 @@ from gateway.clock import SystemClock
 from gateway.errors import KernelStartFailed
 from gateway.kernels import shelf as module
 from gateway.kernels.shelf import Shelf, WarmCell
-from gateway.models import Limits
 from gateway.settings import PoolSettings
 from tests.doubles import ManualClock, kernelspec
 
@@ -41,8 +40,9 @@ class World:
     def __init__(self, clock: Any = None, **settings: Any) -> None:
         self.clock = clock or ManualClock()
         self.made: list[Running] = []
-        self.failures: list[KernelStartFailed] = []
+        self.failures: list[Exception] = []
         self.most = 100
+        self.spec = kernelspec()
         self.shelf = Shelf(
             "python3",
             PoolSettings(**settings),
@@ -55,7 +55,7 @@ class World:
         if self.failures:
             raise self.failures.pop()
         self.made.append(Running())
-        return WarmCell(self.made[-1], kernelspec(), Limits())  # type: ignore[arg-type]
+        return WarmCell(self.made[-1], self.spec)  # type: ignore[arg-type]
 
     async def tend(self, times: int = 10) -> None:
         """Look at the shelf so often."""
@@ -111,18 +111,18 @@ async def test_each_is_taken_once_the_oldest_first() -> None:
     """What was taken is gone; what was put back comes first again."""
     world = World(size=2)
     await world.tend()
-    first = world.shelf.take()
+    first = world.shelf.take(world.spec)
     assert first is not None
     assert first.running is world.made[0]
     world.shelf.put_back(first)
-    assert world.shelf.take() is first
-    second = world.shelf.take()
+    assert world.shelf.take(world.spec) is first
+    second = world.shelf.take(world.spec)
     assert second is not None
     assert second.running is world.made[1]
-    assert world.shelf.take() is None
+    assert world.shelf.take(world.spec) is None
     first.running.alive = False  # type: ignore[misc]
     world.shelf.put_back(first)
-    assert world.shelf.take() is None
+    assert world.shelf.take(world.spec) is None
     await world.tend()
     assert world.ended[0] == 1
 
@@ -131,11 +131,11 @@ async def test_what_is_lost_is_ended_and_replaced() -> None:
     """A kernel that has died is never taken; one that was taken before is not the shelf's to end."""
     world = World(size=2)
     await world.tend()
-    taken = world.shelf.take()
+    taken = world.shelf.take(world.spec)
     assert taken is not None
     for running in world.made:
         world.shelf.lose(running)  # type: ignore[arg-type]
-    assert world.shelf.take() is None
+    assert world.shelf.take(world.spec) is None
     await world.tend()
     assert (world.ended[:2], len(world.shelf)) == ([0, 1], 2)
 
@@ -148,6 +148,36 @@ async def test_what_is_not_well_is_ended() -> None:
     await world.shelf.check()
     await world.tend()
     assert (world.ended, len(world.shelf)) == ([1, 0, 0], 2)
+
+
+async def test_it_is_looked_at_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it runs, health is asked for at intervals, and a kernel that is not well is replaced."""
+    monkeypatch.setattr(module, "CHECK_S", 0.05)
+    world = World(SystemClock(), size=1)
+    task = asyncio.create_task(world.shelf.run())
+    async with asyncio.timeout(5):
+        while not len(world.shelf):
+            await asyncio.sleep(0.01)
+        world.made[0].well = False
+        while world.ended != [1, 0] or not len(world.shelf):
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_what_a_kernelspec_was_is_of_no_use() -> None:
+    """Kernels that were started before their kernelspec changed are passed over and ended."""
+    world = World(size=2)
+    await world.tend()
+    changed = kernelspec(display_name="another")
+    assert world.shelf.take(changed) is None
+    world.spec = changed
+    await world.tend()
+    assert world.ended == [1, 1, 0, 0]
+    taken = world.shelf.take(changed)
+    assert taken is not None
+    assert taken.running is world.made[2]
 
 
 async def test_it_gives_way_to_kernels_that_are_somebodys() -> None:
@@ -188,7 +218,8 @@ async def test_failures_are_not_repeated_at_once(monkeypatch: pytest.MonkeyPatch
     """After each failure the next try waits twice as long, and after a success it goes on as ever."""
     monkeypatch.setattr(module, "AGAIN_S", 0.05)
     world = World(SystemClock(), size=2)
-    world.failures = [KernelStartFailed("No.", reason="crashed") for _ in range(3)]
+    failed = KernelStartFailed("No.", reason="crashed")
+    world.failures = [failed, OSError("no room"), failed]
     begun = time.monotonic()
     task = asyncio.create_task(world.shelf.run())
     async with asyncio.timeout(5):
