@@ -23,6 +23,7 @@ GIF = base64.b64encode(b"GIF89a" + struct.pack("<HH", 32, 16) + bytes(20)).decod
         ({"image/gif": GIF}, "[image/gif 32x16]"),
         ({"image/svg+xml": "<svg/>"}, "[image/svg+xml]"),
         ({"image/png": "not base64!"}, "[image/png]"),
+        ({"image/png": "é"}, "[image/png]"),
         ({"image/png": "YQ=="}, "[image/png]"),
         ({"image/png": {"odd": 1}}, "[image/png]"),
         ({"text/html": "<b>", "application/json": {}}, "[text/html, application/json]"),
